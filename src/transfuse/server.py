@@ -1,0 +1,284 @@
+"""A filesystem, a session and a transport put together and kept running: threads, start, shutdown.
+
+`Server` works over any transport; `mount` is the way to a kernel mount. Order of a start: the session is made, the
+transport bound, one worker per channel started; the connection is up when INIT has been answered (`wait_connected`).
+Order of the end: the transport stops giving requests, workers come home, the session is ended (which tells the
+filesystem), late calls are interrupted and waited for, fds are closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from transfuse.executor import ThreadedExecutor
+from transfuse.fs.base import Filesystem
+from transfuse.fs.path import PathFilesystem
+from transfuse.session.negotiate import Connection, Limits
+from transfuse.session.notify import Notifier
+from transfuse.session.server import BugHandler, ServerSession, log_bug
+from transfuse.transports.base import Channel, ServerTransport
+from transfuse.transports.dev_fuse import DevFuse, sync_init
+from transfuse.transports.mount.attach import Mounted, open_and_attach
+from transfuse.transports.mount.options import MountOptions, parse_options
+
+__all__ = ["Mount", "Server", "mount"]
+
+log = logging.getLogger("transfuse.server")
+
+DEFAULT_WORKERS = 4
+"""Threads per connection: enough that two slow requests do not stop the others, few enough not to fight for the lock."""
+CONNECT_TIMEOUT_S = 20.0
+"""How long a peer may take to send INIT after a mount before the mount is given up."""
+
+
+class Server:
+    """Serves one filesystem over one transport."""
+
+    def __init__(
+        self,
+        filesystem: Filesystem | PathFilesystem,
+        transport: ServerTransport,
+        *,
+        workers: int = DEFAULT_WORKERS,
+        on_bug: BugHandler = log_bug,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers={workers}: at least one is needed")
+        self.filesystem = filesystem.as_filesystem() if isinstance(filesystem, PathFilesystem) else filesystem
+        self.transport = transport
+        self.workers = workers
+        self.executor = ThreadedExecutor()
+        limits = Limits(transport.max_write, transport.can_pass_through, transport.can_notify)
+        self.session = ServerSession(self.filesystem, transport, self.executor, limits, on_bug=on_bug)
+        self._threads: list[threading.Thread] = []
+        self._channels: list[Channel] = []
+        self._connected = threading.Event()
+        self._finished = threading.Event()
+        self._lock = threading.Lock()
+        self._running = 0
+        self._closed = False
+
+    @property
+    def connection(self) -> Connection | None:
+        """What was negotiated; None before INIT."""
+        return self.session.connection
+
+    @property
+    def notify(self) -> Notifier | None:
+        """Sends notifications to the peer; None before INIT and where the wire has none."""
+        return self.session.notify
+
+    def start(self) -> Self:
+        """Begin to serve; returns at once."""
+        self.transport.bind(self._handle_first, self.session.undelivered)
+        for channel in self.transport.channels(self.workers):
+            self.add_channel(channel)
+        return self
+
+    def add_channel(self, channel: Channel) -> None:
+        """Serve one more channel of the transport on a thread of its own."""
+        with self._lock:
+            self._running += 1
+            self._channels.append(channel)
+        thread = threading.Thread(
+            target=self._work, args=(channel,), name=f"transfuse-worker-{len(self._threads)}", daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
+
+    def _handle_first(self, buffer: Any, start: int, end: int, channel: Channel) -> Any:
+        message = self.session.handle(buffer, start, end, channel)
+        if self.session.connection is not None:
+            self._connected.set()
+        return message
+
+    def _work(self, channel: Channel) -> None:
+        try:
+            # The first worker watches for INIT; then every request takes the short way.
+            if not self._connected.is_set():
+                self._serve_until_connected(channel)
+            if self._connected.is_set():
+                channel.serve(self.session.handle, self.session.undelivered)
+        except Exception:
+            log.exception("a worker failed")
+        finally:
+            with self._lock:
+                self._running -= 1
+                last = self._running == 0
+            if last:
+                self._end()
+
+    def _serve_until_connected(self, channel: Channel) -> None:
+        while not self._connected.is_set() and (got := channel.receive()) is not None:
+            buffer, start, end = got
+            message = self._handle_first(buffer, start, end, channel)
+            if message is not None:
+                channel.send(message)
+
+    def _end(self) -> None:
+        try:
+            self.session.end()
+        except Exception:
+            log.exception("the filesystem failed in destroyed()")
+        self._finished.set()
+        self._connected.set()
+
+    def wait_connected(self, timeout_s: float | None = CONNECT_TIMEOUT_S) -> bool:
+        """Wait until INIT was answered; False when the time is up or the peer went away first."""
+        self._connected.wait(timeout_s)
+        return self.session.connection is not None
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the peer is gone (unmounted); False when the time is up."""
+        return self._finished.wait(timeout_s)
+
+    def close(self) -> None:
+        """Stop serving. A kernel mount must have been unmounted before, or its users get errors. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.transport.close()
+        me = threading.current_thread()
+        for thread in self._threads:
+            if thread is not me:
+                thread.join(10)
+        if not self._finished.is_set() and self._running == 0:
+            self._end()
+        self.executor.close()
+        for channel in self._channels:
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Mount:
+    """A mounted filesystem; a context manager that unmounts at its end."""
+
+    def __init__(self, server: Server, transport: DevFuse, mounted: Mounted) -> None:
+        self.server = server
+        self.transport = transport
+        self.mounted = mounted
+
+    @property
+    def mountpoint(self) -> str:
+        """Where it is mounted, absolute."""
+        return os.fsdecode(self.mounted.mountpoint)
+
+    @property
+    def notify(self) -> Notifier:
+        """Sends notifications to the kernel."""
+        notifier = self.server.notify
+        if notifier is None:
+            raise ConnectionError("not connected")
+        return notifier
+
+    @property
+    def connection(self) -> Connection:
+        """What was agreed with the kernel."""
+        connection = self.server.connection
+        if connection is None:
+            raise ConnectionError("not connected")
+        return connection
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until somebody unmounts it; False when the time is up."""
+        return self.server.wait(timeout_s)
+
+    def close(self) -> None:
+        """Unmount and stop. Where files are still open the mount disappears at once and lives on for them until the
+        connection is cut right after; open files then give ENOTCONN."""
+        if not self.server.wait(0):
+            try:
+                self.mounted.umount()
+            except OSError as error:
+                log.debug("umount: %s; detaching", error)
+                self._detach()
+        if not self.server.wait(5):
+            self._abort()
+        self.server.close()
+        self.transport.dispose()
+
+    def _detach(self) -> None:
+        try:
+            self.mounted.umount(lazy=True)
+        except OSError as error:
+            log.debug("lazy umount: %s", error)
+        if not self.server.wait(0.2):
+            self._abort()
+
+    def _abort(self) -> None:
+        try:
+            self.mounted.abort()
+        except OSError as error:
+            log.warning("the connection could not be aborted: %s", error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def mount(
+    filesystem: Filesystem | PathFilesystem,
+    mountpoint: str | bytes | os.PathLike[str],
+    options: MountOptions | Iterable[str] = (),
+    *,
+    workers: int = DEFAULT_WORKERS,
+    method: str = "auto",
+    on_bug: BugHandler = log_bug,
+    before_serving: Callable[[], None] | None = None,
+) -> Mount:
+    """Mount `filesystem` on `mountpoint` and serve it from threads of this process; returns when it answers.
+
+    `options` are strings as behind -o, or MountOptions. Raises MountError (an OSError that names the step, the reason
+    and the way out), MountOptionError, or ConnectionError when the kernel did not connect.
+    """
+    parsed = options if isinstance(options, MountOptions) else parse_options(list(options))
+    started: list[tuple[Server, DevFuse]] = []
+
+    def start(fd: int) -> None:
+        transport = DevFuse(fd)
+        server = Server(filesystem, transport, workers=1, on_bug=on_bug)
+        started.append((server, transport))
+        if before_serving is not None:
+            before_serving()
+        server.start()
+
+    def before_mount(fd: int) -> None:
+        if sync_init(fd):
+            start(fd)
+
+    try:
+        mounted = open_and_attach(os.fspath(mountpoint), parsed, method, before_mount)
+    except BaseException:
+        for server, _ in started:
+            # open_and_attach closed the device, which ends the worker's read.
+            server.close()
+        raise
+    if not started:
+        start(mounted.device_fd)
+    server, transport = started[0]
+    result = Mount(server, transport, mounted)
+    if not server.wait_connected():
+        result.close()
+        raise ConnectionError(f"{result.mountpoint}: the kernel did not agree on a protocol; see the log")
+    try:
+        for _ in range(workers - 1):
+            server.add_channel(transport.clone())
+    except OSError as error:
+        log.info("no cloned devices (%s): one worker serves alone", error)
+    return result

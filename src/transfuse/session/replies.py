@@ -1,0 +1,278 @@
+"""Values into reply bytes: one small method per kind of reply, each packing header and body in one call.
+
+One `Replies` belongs to one connection: byte order, default timeouts and what was negotiated are fixed in it. A value
+that does not fit the wire (a negative size, a uid of 2**40) raises struct.error, which the session treats as the
+filesystem's bug.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from transfuse.fs.request import Request
+from transfuse.fs.values import Attr, Entry, FileRange, IoctlResult, Lock, Opened, Statfs
+from transfuse.session.negotiate import Connection
+from transfuse.wire import flags as f
+from transfuse.wire import structs as w
+from transfuse.wire.encode import Message, RangeReply, encode_error, message_struct
+
+__all__ = ["Replies", "encode_rdev", "split_timeout"]
+
+NS = 1_000_000_000
+U32 = 0xFFFF_FFFF
+U64 = 0xFFFF_FFFF_FFFF_FFFF
+MAX_TIMEOUT_S = 0x7FFF_FFFF
+"""Longest timeout sent, 68 years: what Linux can still add to its clock without overflow."""
+
+STATX_BASIC = 0x7FF
+STATX_BTIME = 0x800
+
+
+def split_timeout(seconds: float) -> tuple[int, int]:
+    """Seconds as (whole seconds, nanoseconds), negative as 0, endless as MAX_TIMEOUT_S."""
+    if seconds <= 0:
+        return 0, 0
+    if seconds >= MAX_TIMEOUT_S:
+        return MAX_TIMEOUT_S, 0
+    whole = int(seconds)
+    return whole, int((seconds - whole) * NS)
+
+
+def encode_rdev(rdev: int) -> int:
+    """An os.makedev() number in the 32 bits FUSE carries: low 8 bits of minor, 12 of major, 12 more of minor."""
+    if not rdev:
+        return 0
+    major = (rdev >> 8) & 0xFFF | (rdev >> 32) & ~0xFFF
+    minor = rdev & 0xFF | (rdev >> 12) & ~0xFF
+    return minor & 0xFF | major << 8 & 0xFFF00 | (minor & 0xFFF00) << 12
+
+
+def attr_values(a: Attr) -> tuple[int, ...]:
+    """The flattened fuse_attr."""
+    atime, atimensec = divmod(a.atime_ns, NS)
+    mtime, mtimensec = divmod(a.mtime_ns, NS)
+    ctime, ctimensec = divmod(a.ctime_ns, NS)
+    return (
+        a.ino,
+        a.size,
+        a.blocks,
+        atime,
+        mtime,
+        ctime,
+        atimensec,
+        mtimensec,
+        ctimensec,
+        a.mode,
+        a.nlink,
+        a.uid,
+        a.gid,
+        encode_rdev(a.rdev) if a.rdev else 0,
+        a.blksize,
+        a.flags,
+    )
+
+
+_NO_ATTR = (0,) * 16
+
+
+class Replies:
+    """Makes the replies of one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        order = self.order = connection.order
+        features = connection.features
+        self.entry_timeout = split_timeout(features.entry_timeout_s)
+        self.attr_timeout = split_timeout(features.attr_timeout_s)
+        self.negative_timeout = split_timeout(features.negative_timeout_s)
+        self._pack_empty = message_struct(order).pack
+        self._pack_attr = message_struct(order, w.AttrOut).pack
+        self._pack_entry = message_struct(order, w.EntryOut).pack
+        self._pack_open = message_struct(order, w.OpenOut).pack
+        self._pack_create = message_struct(order, w.EntryOut, w.OpenOut).pack
+        self._pack_write = message_struct(order, w.WriteOut).pack
+        self._pack_statfs = message_struct(order, w.StatfsOut).pack
+        self._pack_xattr_size = message_struct(order, w.GetxattrOut).pack
+        self._pack_lk = message_struct(order, w.LkOut).pack
+        self._pack_bmap = message_struct(order, w.BmapOut).pack
+        self._pack_ioctl = message_struct(order, w.IoctlOut).pack
+        self._pack_poll = message_struct(order, w.PollOut).pack
+        self._pack_lseek = message_struct(order, w.LseekOut).pack
+        self._pack_copied = message_struct(order, w.CopyFileRangeOut).pack
+        self._pack_statx = message_struct(order, w.StatxOut).pack
+
+    def error(self, req: Request, number: int) -> bytes:
+        """An error reply."""
+        return encode_error(self.order, req.unique, number)
+
+    def empty(self, req: Request, value: Any = None) -> bytes:
+        """Success with nothing to say."""
+        return self._pack_empty(16, 0, req.unique)
+
+    def nothing(self, req: Request, value: Any = None) -> None:
+        """For requests that get no reply."""
+        return None
+
+    def attr(self, req: Request, value: Attr) -> bytes:
+        """attr_out."""
+        timeout = value.timeout_s
+        valid, valid_nsec = self.attr_timeout if timeout is None else split_timeout(timeout)
+        return self._pack_attr(120, 0, req.unique, valid, valid_nsec, *attr_values(value))
+
+    def entry_values(self, entry: Entry) -> tuple[int, ...]:
+        """The flattened fuse_entry_out of a found name, or of one that the peer may remember as missing."""
+        attr = entry.attr
+        if attr is None:
+            timeout = entry.timeout_s
+            valid, valid_nsec = self.negative_timeout if timeout is None else split_timeout(timeout)
+            return (0, 0, valid, 0, valid_nsec, 0, *_NO_ATTR)
+        timeout = entry.timeout_s
+        valid, valid_nsec = self.entry_timeout if timeout is None else split_timeout(timeout)
+        timeout = attr.timeout_s
+        attr_valid, attr_nsec = self.attr_timeout if timeout is None else split_timeout(timeout)
+        return (entry.nodeid, entry.generation, valid, attr_valid, valid_nsec, attr_nsec, *attr_values(attr))
+
+    def entry(self, req: Request, value: Entry) -> bytes:
+        """entry_out."""
+        if value.attr is None and not value.timeout_s and (value.timeout_s == 0 or self.negative_timeout == (0, 0)):
+            return encode_error(self.order, req.unique, errno.ENOENT)
+        return self._pack_entry(144, 0, req.unique, *self.entry_values(value))
+
+    @staticmethod
+    def open_flags(opened: Opened) -> int:
+        """FOPEN_* bits of an open file."""
+        return (
+            (f.FOPEN_DIRECT_IO if opened.direct_io else 0)
+            | (f.FOPEN_KEEP_CACHE if opened.keep_cache else 0)
+            | (f.FOPEN_NOFLUSH if opened.noflush else 0)
+            | (f.FOPEN_CACHE_DIR if opened.cache_dir else 0)
+            | (f.FOPEN_NONSEEKABLE if opened.nonseekable else 0)
+            | (f.FOPEN_PARALLEL_DIRECT_WRITES if opened.parallel_direct_writes else 0)
+        )
+
+    def opened(self, req: Request, fh: int, open_flags: int, backing_id: int) -> bytes:
+        """open_out."""
+        return self._pack_open(32, 0, req.unique, fh, open_flags, backing_id)
+
+    def created(self, req: Request, entry: Entry, fh: int, open_flags: int, backing_id: int) -> bytes:
+        """entry_out and open_out of CREATE and TMPFILE."""
+        return self._pack_create(160, 0, req.unique, *self.entry_values(entry), fh, open_flags, backing_id)
+
+    def data(self, req: Request, value: Any) -> Message:
+        """Bytes, or a range of a file; never more than the peer asked for (`req.argument`)."""
+        room: int = req.argument  # type: ignore[assignment]
+        if value.__class__ is FileRange:
+            return RangeReply(req.unique, self.order, value.fd, value.offset, min(value.length, room))
+        count = len(value)
+        if count > room:
+            raise ValueError(f"filesystem returned {count} bytes where {room} were asked for")
+        head = self._pack_empty(16 + count, 0, req.unique)
+        return head + value if count < 512 else [head, value]
+
+    def written(self, req: Request, value: int) -> bytes:
+        """write_out; `req.argument` is what the peer sent."""
+        if not 0 <= value <= req.argument:  # type: ignore[operator]
+            raise ValueError(f"filesystem wrote {value} of {req.argument} bytes")
+        return self._pack_write(24, 0, req.unique, value)
+
+    def copied(self, req: Request, value: int) -> bytes:
+        """write_out of COPY_FILE_RANGE, whose count has 32 bits."""
+        return self._pack_write(24, 0, req.unique, value)
+
+    def copied_64(self, req: Request, value: int) -> bytes:
+        """copy_file_range_out."""
+        return self._pack_copied(24, 0, req.unique, value)
+
+    def link_target(self, req: Request, value: bytes) -> Message:
+        """READLINK's bytes, without a NUL."""
+        return self._pack_empty(16 + len(value), 0, req.unique) + value
+
+    def statfs(self, req: Request, value: Statfs) -> bytes:
+        """statfs_out."""
+        return self._pack_statfs(
+            96,
+            0,
+            req.unique,
+            value.blocks,
+            value.bfree,
+            value.bavail,
+            value.files,
+            value.ffree,
+            value.bsize,
+            value.namelen,
+            value.frsize,
+        )
+
+    def xattr(self, req: Request, value: bytes) -> Message:
+        """GETXATTR: the size when the peer asked for it (room 0), ERANGE when the value does not fit, else the value."""
+        room: int = req.argument  # type: ignore[assignment]
+        if room == 0:
+            return self._pack_xattr_size(24, 0, req.unique, len(value))
+        if len(value) > room:
+            return encode_error(self.order, req.unique, errno.ERANGE)
+        return self._pack_empty(16 + len(value), 0, req.unique) + value
+
+    def xattr_names(self, req: Request, value: Any) -> Message:
+        """LISTXATTR: NUL-terminated names, under the same rule as a value."""
+        return self.xattr(req, b"".join(name + b"\0" for name in value))
+
+    def lock(self, req: Request, value: Lock | None) -> bytes:
+        """lk_out: the lock in the way, or the asked one as unlocked."""
+        if value is None:
+            asked: Lock = req.argument  # type: ignore[assignment]
+            value = Lock(2, asked.start, asked.end, 0)
+        return self._pack_lk(40, 0, req.unique, value.start, value.end, value.kind, value.pid)
+
+    def bmap(self, req: Request, value: int) -> bytes:
+        """bmap_out."""
+        return self._pack_bmap(24, 0, req.unique, value)
+
+    def ioctl(self, req: Request, value: IoctlResult | bytes | int) -> Message:
+        """ioctl_out and the bytes to copy out (at most what the peer has room for)."""
+        if isinstance(value, int):
+            value = IoctlResult(value)
+        elif not isinstance(value, IoctlResult):
+            value = IoctlResult(0, bytes(value))
+        data = value.data
+        if len(data) > req.argument:  # type: ignore[operator]
+            raise ValueError(f"ioctl returned {len(data)} bytes where {req.argument} were asked for")
+        return self._pack_ioctl(32 + len(data), 0, req.unique, value.result, 0, 0, 0) + data
+
+    def poll(self, req: Request, value: int) -> bytes:
+        """poll_out."""
+        return self._pack_poll(24, 0, req.unique, value)
+
+    def lseek(self, req: Request, value: int) -> bytes:
+        """lseek_out."""
+        return self._pack_lseek(24, 0, req.unique, value)
+
+    def statx(self, req: Request, a: Attr) -> bytes:
+        """statx_out."""
+        timeout = a.timeout_s
+        valid, valid_nsec = self.attr_timeout if timeout is None else split_timeout(timeout)
+        btime = a.btime_ns
+        times = []
+        for time_ns in (a.atime_ns, btime or 0, a.ctime_ns, a.mtime_ns):
+            times += divmod(time_ns, NS)
+        rdev = a.rdev
+        major = (rdev >> 8) & 0xFFF | (rdev >> 32) & ~0xFFF
+        minor = rdev & 0xFF | (rdev >> 12) & ~0xFF
+        stat = (
+            STATX_BASIC | (STATX_BTIME if btime is not None else 0),
+            a.blksize,
+            a.attributes,
+            a.nlink,
+            a.uid,
+            a.gid,
+            a.mode,
+            a.ino,
+            a.size,
+            a.blocks,
+            a.attributes_mask,
+            *times,
+            major & U32,
+            minor & U32,
+            0,
+            0,
+        )
+        return self._pack_statx(304, 0, req.unique, valid, valid_nsec, 0, *stat)

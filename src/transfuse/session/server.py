@@ -1,0 +1,416 @@
+"""The server's side of one connection: a state machine without I/O.
+
+`handle` takes the bytes of one request and returns the message to send back, or None when nothing is to be sent now
+(the operation has no reply, or its answer comes later through `channel`). Every request with a reply gets exactly one,
+whatever the filesystem does: an OSError becomes its errno, anything else is the filesystem's bug and becomes EIO.
+
+States: *new* (only INIT is served) → *running* → *ended* (DESTROY, or `end()` when the transport is gone). A second
+INIT is refused, unless `reinit` allows a peer to start over (a virtio device, whose driver was reset).
+
+Order of one request: header and lengths are checked → row of the table → `calls` decodes and calls the filesystem →
+`replies` encodes. A coroutine or a `Blocking` call is handed to the executor and finished by `_finish_later`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Coroutine
+from inspect import iscoroutinefunction
+from types import CoroutineType
+from typing import Any, Protocol
+
+from transfuse.errors import RemoteProtocolError
+from transfuse.fs.base import OPERATION_NAMES, Filesystem
+from transfuse.fs.request import Request
+from transfuse.fs.values import Entry, Opened
+from transfuse.session.calls import Blocking
+from transfuse.session.dispatch import Row, build_rows
+from transfuse.session.negotiate import Connection, Limits, negotiate
+from transfuse.session.notify import Notifier
+from transfuse.session.passthrough import PassthroughTable
+from transfuse.session.replies import Replies
+from transfuse.wire import flags as f
+from transfuse.wire.decode import (
+    IN_HEADER,
+    IN_HEADER_SIZE,
+    byte_order_of_init,
+    check_header,
+    decode_init,
+    decode_supplementary_groups,
+)
+from transfuse.wire.encode import Message, encode_error, message_struct
+from transfuse.wire.layout import Buffer, ByteOrder
+from transfuse.wire.opcodes import Opcode, opcode_name
+from transfuse.wire.structs import BatchForgetIn, EntryOut, ForgetOne, InitOut, NotifyRetrieveIn, OpenOut
+
+__all__ = ["Channel", "Executor", "Host", "ServerSession"]
+
+log = logging.getLogger("transfuse.session")
+
+MAX_BATCH_FORGET = 1 << 16
+"""Most forgets in one BATCH_FORGET; Linux sends at most what fits its buffer, some 60,000."""
+
+_INIT = int(Opcode.INIT)
+_DESTROY = int(Opcode.DESTROY)
+_INTERRUPT = int(Opcode.INTERRUPT)
+_FORGET = int(Opcode.FORGET)
+_BATCH_FORGET = int(Opcode.BATCH_FORGET)
+_NOTIFY_REPLY = int(Opcode.NOTIFY_REPLY)
+_OPEN_LIKE = frozenset({int(Opcode.OPEN), int(Opcode.OPENDIR)})
+_CREATE_LIKE = frozenset({int(Opcode.CREATE), int(Opcode.TMPFILE)})
+_ENTRY_LIKE = frozenset(
+    int(o) for o in (Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.CREATE, Opcode.TMPFILE)
+)
+
+
+class Channel(Protocol):
+    """Where a late reply goes: the way its request came."""
+
+    def send(self, message: Message) -> bool:
+        """Send one message; False when the peer no longer waits for it."""
+        ...
+
+
+class Host(Protocol):
+    """What the transport can do for a session."""
+
+    def register_backing(self, fd: int) -> int:
+        """Give the peer's kernel a backing file; a positive id, or OSError."""
+        ...
+
+    def unregister_backing(self, backing_id: int) -> None:
+        """Take it back."""
+        ...
+
+    def notify(self, message: list[Buffer]) -> None:
+        """Send a notification; OSError as the peer answers."""
+        ...
+
+    def groups_of(self, pid: int) -> tuple[int, ...]:
+        """Supplementary groups of a process of the peer; empty when not known."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs what must not hold up the thread that carries requests."""
+
+    def run_blocking(self, call: Callable[[], None]) -> None:
+        """Run `call` on a thread of its own; OSError (EAGAIN) when there are too many."""
+        ...
+
+    def run_coroutine(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run `coroutine` on the event loop."""
+        ...
+
+
+BugHandler = Callable[[Request, BaseException], None]
+
+
+def log_bug(req: Request, error: BaseException) -> None:
+    """The default for exceptions that are no OSError: a traceback in the log, and the mount lives on. An unmount
+    instead would let a backup tool see an empty directory and delete its copy."""
+    log.error("%s of node %d failed in the filesystem", opcode_name(req.opcode), req.nodeid, exc_info=error)
+
+
+class ServerSession:
+    """One connection's server side. `handle` may be called from several threads at a time once INIT is answered."""
+
+    def __init__(
+        self,
+        filesystem: Filesystem,
+        host: Host,
+        executor: Executor,
+        limits: Limits | None = None,
+        *,
+        reinit: bool = False,
+        on_bug: BugHandler = log_bug,
+    ) -> None:
+        self.filesystem = filesystem
+        self.operations = filesystem.operations()
+        missing = {"getattr", "lookup"} - self.operations
+        if missing:
+            raise TypeError(f"{type(filesystem).__name__} has no {' and no '.join(sorted(missing))}()")
+        self.coroutines = frozenset(
+            name for name in OPERATION_NAMES & self.operations if iscoroutinefunction(getattr(filesystem, name))
+        )
+        self.host = host
+        self.executor = executor
+        self.limits = limits or Limits()
+        self.reinit = reinit
+        self.on_bug = on_bug
+        self.connection: Connection | None = None
+        """What was agreed; None before INIT."""
+        self.notify: Notifier | None = None
+        """Sends notifications; None before INIT and where the wire has none."""
+        self.passthrough = PassthroughTable(host.register_backing, host.unregister_backing)
+        self.inflight: dict[int, Request] = {}
+        """Requests that the filesystem is working on, by unique."""
+        self.ended = False
+        self._rows: dict[int, Row] = {}
+        self._header = IN_HEADER["<"].unpack_from
+        self._order: ByteOrder = "<"
+
+    # -- one request --------------------------------------------------------------------------------------------------
+
+    def handle(self, buffer: Buffer, start: int, end: int, channel: Channel) -> Message | None:
+        """Serve the request in buffer[start:end].
+
+        Raises RemoteProtocolError only for what cannot be answered: no whole header. `buffer` may be reused as soon as
+        this returns.
+        """
+        if end - start < IN_HEADER_SIZE:
+            raise RemoteProtocolError(f"request of {end - start} bytes is shorter than its {IN_HEADER_SIZE}-byte header")
+        length, opcode, unique, nodeid, uid, gid, pid, extlen = self._header(buffer, start)
+        row = self._rows.get(opcode)
+        if row is None:
+            return self._handle_special(buffer, start, end, channel)
+        call, reply, unpack_from, size, least, extensible = row
+        req = Request(unique, opcode, nodeid, uid, gid, pid)
+        try:
+            if extlen or length != end - start:
+                body_end = check_header(length, extlen, start, end)
+                if extensible:
+                    req._groups = decode_supplementary_groups(buffer, body_end, end, self._order, start) or None
+                end = body_end
+            if end - start < least:
+                raise RemoteProtocolError(f"{opcode_name(opcode)} of {end - start} bytes, at least {least} belong")
+            req._resolve_groups = self.host.groups_of
+            self.inflight[unique] = req
+            at = start + IN_HEADER_SIZE
+            value = call(req, unpack_from(buffer, at) if unpack_from is not None else None, buffer, at + size, end)
+            kind = value.__class__
+            if kind is CoroutineType or kind is Blocking:
+                return self._finish_later(req, value, reply, channel)
+            message = reply(req, value)
+        except Exception as error:
+            message = self._failed(req, error)
+        self.inflight.pop(unique, None)
+        return message
+
+    def _failed(self, req: Request, error: Exception) -> Message | None:
+        """The reply to a request that raised."""
+        if isinstance(error, OSError):
+            number = error.errno or errno.EIO
+        elif isinstance(error, RemoteProtocolError):
+            log.warning("%s of node %d refused: %s", opcode_name(req.opcode), req.nodeid, error)
+            number = error.errno
+        elif isinstance(error, MemoryError):
+            number = errno.ENOMEM
+        else:
+            self.on_bug(req, error)
+            number = errno.EIO
+        if req.opcode == _FORGET:
+            return None
+        return encode_error(self._order, req.unique, number)
+
+    def _finish_later(self, req: Request, value: Any, reply: Callable[..., Any], channel: Channel) -> Message | None:
+        """Hand a coroutine or a blocking call to the executor; its reply is sent from there."""
+
+        def answer(message: Message | None) -> None:
+            self.inflight.pop(req.unique, None)
+            if message is not None and not channel.send(message):
+                self.take_back(req.opcode, req.nodeid, message)
+
+        async def run_coroutine() -> None:
+            try:
+                message = reply(req, await value)
+            except Exception as error:
+                message = self._failed(req, error)
+            answer(message)
+
+        def run_blocking() -> None:
+            try:
+                result = value.run()
+                if result.__class__ is CoroutineType:
+                    self._finish_later(req, result, reply, channel)
+                    return
+                message = reply(req, result)
+            except Exception as error:
+                message = self._failed(req, error)
+            answer(message)
+
+        try:
+            if value.__class__ is Blocking:
+                self.executor.run_blocking(run_blocking)
+            else:
+                self.executor.run_coroutine(run_coroutine())
+        except OSError as error:
+            self.inflight.pop(req.unique, None)
+            return self._failed(req, error)
+        return None
+
+    def undelivered(self, buffer: Buffer, start: int, message: Message) -> None:
+        """The peer gave up on the request at `start` before our answer came."""
+        header = self._header(buffer, start)
+        self.take_back(header[1], header[3], message)
+
+    def take_back(self, opcode: int, nodeid: int, message: Message) -> None:
+        """Undo the lookup or open in a reply that the peer will never see."""
+        if not isinstance(message, bytes) or len(message) < 32:
+            return
+        req = Request(0, opcode, nodeid)
+        try:
+            if opcode in _ENTRY_LIKE:
+                entry = EntryOut.decode(message, 16, self._order)
+                if entry.nodeid and "forget" in self.operations:
+                    self.filesystem.forget(req, entry.nodeid, 1)
+                nodeid = entry.nodeid
+            if opcode in _OPEN_LIKE or opcode in _CREATE_LIKE:
+                at = 16 + (EntryOut.SIZE if opcode in _CREATE_LIKE else 0)
+                fh = OpenOut.decode(message, at, self._order).fh
+                if opcode == Opcode.OPENDIR:
+                    if "releasedir" in self.operations:
+                        self.filesystem.releasedir(req, nodeid, fh, 0)
+                else:
+                    self.passthrough.released(nodeid)
+                    if "release" in self.operations:
+                        self.filesystem.release(req, nodeid, fh, 0, 0, False)
+        except OSError as error:
+            log.debug("taking back %s of node %d: %s", opcode_name(opcode), nodeid, error)
+
+    # -- what is not an ordinary operation ----------------------------------------------------------------------------
+
+    def _handle_special(self, buffer: Buffer, start: int, end: int, channel: Channel) -> Message | None:
+        found = byte_order_of_init(buffer, start, end)
+        if found is not None and (self.connection is None or self.reinit or found == self._order):
+            return self._init(buffer, start, end, found)
+        length, opcode, unique, nodeid, uid, gid, pid, extlen = self._header(buffer, start)
+        try:
+            end = check_header(length, extlen, start, end)
+            if self.ended or self.connection is None:
+                raise RemoteProtocolError(f"{opcode_name(opcode)} before INIT", errno.EIO)
+            at = start + IN_HEADER_SIZE
+            if opcode == _INTERRUPT:
+                return self._interrupt(buffer, at, end, unique)
+            if opcode == _BATCH_FORGET:
+                self._batch_forget(buffer, at, end, Request(unique, opcode, nodeid))
+                return None
+            if opcode == _NOTIFY_REPLY:
+                self._notify_reply(buffer, at, end, unique)
+                return None
+            if opcode == _DESTROY:
+                self.end()
+                return message_struct(self._order).pack(16, 0, unique)
+        except RemoteProtocolError as error:
+            log.warning("%s refused: %s", opcode_name(opcode), error)
+            if opcode in (_BATCH_FORGET, _NOTIFY_REPLY, _FORGET):
+                return None
+            return encode_error(self._order, unique, error.errno)
+        return encode_error(self._order, unique, errno.ENOSYS)
+
+    def _init(self, buffer: Buffer, start: int, end: int, order: ByteOrder) -> Message:
+        header = IN_HEADER[order].unpack_from(buffer, start)
+        unique = header[2]
+        try:
+            check_header(header[0], header[7], start, end)
+            if self.connection is not None and not self.reinit:
+                raise RemoteProtocolError("a second INIT", errno.EIO)
+            offer = decode_init(buffer, start, end, order)
+            answer, connection = negotiate(offer, order, self._negotiable(), self.filesystem.features, self.limits)
+        except RemoteProtocolError as error:
+            log.error("INIT refused: %s", error)
+            return encode_error(order, unique, error.errno)
+        if connection.minor:
+            if self.connection is not None:
+                self.end()
+            self._start(connection)
+        pack = message_struct(order, InitOut).pack
+        return pack(16 + InitOut.SIZE, 0, unique, *answer.values())
+
+    def _negotiable(self) -> frozenset[str]:
+        """Operations that INIT flags may rest on: READDIRPLUS is made by calling lookup(), which a coroutine can't be."""
+        return self.operations - {"readdir"} if "lookup" in self.coroutines else self.operations
+
+    def _start(self, connection: Connection) -> None:
+        self._order = connection.order
+        self._header = IN_HEADER[connection.order].unpack_from
+        self.passthrough = PassthroughTable(self.host.register_backing, self.host.unregister_backing)
+        self.notify = Notifier(connection, self.host.notify) if self.limits.notify else None
+        self.ended = False
+        self.connection = connection
+        self.filesystem.mounted(connection)
+        self._rows = build_rows(self.filesystem, connection, Replies(connection), self)
+        log.info("connected: %s", connection.describe())
+
+    def _interrupt(self, buffer: Buffer, at: int, end: int, unique: int) -> Message | None:
+        if end - at < 8:
+            raise RemoteProtocolError(f"interrupt_in at offset 40: {end - at} bytes where 8 belong")
+        target = int.from_bytes(bytes(buffer[at : at + 8]), "little" if self._order == "<" else "big")
+        req = self.inflight.get(target)
+        if req is None:
+            # Answered already, or read by another worker that has not registered it yet: EAGAIN has it sent again
+            # if the peer still waits (Documentation/filesystems/fuse/fuse.rst, "Interrupting filesystem operations").
+            return encode_error(self._order, unique, errno.EAGAIN)
+        req.interrupt()
+        return None
+
+    def _batch_forget(self, buffer: Buffer, at: int, end: int, req: Request) -> None:
+        if end - at < BatchForgetIn.SIZE:
+            raise RemoteProtocolError(f"batch_forget_in at offset 40: {end - at} bytes where {BatchForgetIn.SIZE} belong")
+        count = BatchForgetIn.codec(self._order).unpack_from(buffer, at)[0]
+        at += BatchForgetIn.SIZE
+        if count > MAX_BATCH_FORGET or count * ForgetOne.SIZE != end - at:
+            raise RemoteProtocolError(f"batch_forget_in.count at offset 40 says {count}, {end - at} bytes follow")
+        row = self._rows[_FORGET]
+        unpack = ForgetOne.codec(self._order).unpack_from
+        for position in range(at, end, ForgetOne.SIZE):
+            req.nodeid, nlookup = unpack(buffer, position)
+            try:
+                value = row[0](req, (nlookup,), buffer, end, end)
+                if value.__class__ is CoroutineType:
+                    self._finish_later(req, value, row[1], _NOWHERE)
+            except Exception as error:
+                self._failed(req, error)
+
+    def _notify_reply(self, buffer: Buffer, at: int, end: int, unique: int) -> None:
+        body = NotifyRetrieveIn.decode(memoryview(buffer)[:end], at, self._order)
+        data = bytes(buffer[at + NotifyRetrieveIn.SIZE : end])
+        if len(data) < body.size:
+            raise RemoteProtocolError(f"notify_retrieve_in.size at offset 56 says {body.size}, {len(data)} bytes follow")
+        if self.notify is not None:
+            self.notify.retrieved(unique, data[: body.size])
+
+    def end(self) -> None:
+        """The peer is gone: interrupt what is under way, give back backing files, tell the filesystem. Idempotent."""
+        if self.ended or self.connection is None:
+            self.ended = True
+            return
+        self.ended = True
+        self._rows = {}
+        for req in list(self.inflight.values()):
+            req.interrupt()
+        if self.notify is not None:
+            self.notify.cancel()
+        self.passthrough.clear()
+        self.filesystem.destroyed()
+
+    # -- opens, whose replies depend on what else is open ---------------------------------------------------------------
+
+    def open_reply(self, nodeid: int, opened: Opened) -> tuple[int, int]:
+        """open_flags and backing_id for an open of `nodeid`."""
+        flags = Replies.open_flags(opened)
+        if self.connection is None or not self.connection.has(f.FUSE_PASSTHROUGH):
+            return flags, 0
+        backing_id = self.passthrough.opened(nodeid, opened.backing_fd)
+        if backing_id:
+            # Anything but these beside PASSTHROUGH is EINVAL, seen as EIO (fs/fuse/iomode.c).
+            flags &= f.FOPEN_DIRECT_IO | f.FOPEN_PARALLEL_DIRECT_WRITES | f.FOPEN_NOFLUSH
+            flags |= f.FOPEN_PASSTHROUGH
+        return flags, backing_id
+
+    def created_reply(self, value: tuple[Entry, Opened]) -> tuple[Entry, int, int, int]:
+        """Entry, fh, open_flags and backing_id of a CREATE or TMPFILE."""
+        entry, opened = value
+        flags, backing_id = self.open_reply(entry.nodeid, opened)
+        return entry, opened.fh, flags, backing_id
+
+
+class _Nowhere:
+    """The channel of requests without reply."""
+
+    def send(self, message: Message) -> bool:
+        return True
+
+
+_NOWHERE = _Nowhere()

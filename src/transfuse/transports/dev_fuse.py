@@ -1,0 +1,212 @@
+"""The kernel's own wire: /dev/fuse, one request per read, one reply per write.
+
+Each worker has a channel: the first uses the mount's fd, the others clones of it (FUSE_DEV_IOC_CLONE), since a reply must
+be written to the fd its request was read from, and one queue per reader spares the wake-up of the wrong one. How the fd
+came to be (a mount, an inherited fd) is not this module's affair.
+
+The receive buffer is laid out so that a WRITE's payload begins on a page: header and write_in are 80 bytes, so requests
+are read to 80 bytes before the second page. A READ's data is fetched to a page boundary likewise, with the reply header
+right before it, and leaves by one write.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import select
+import struct
+import threading
+
+from transfuse.transports.base import Channel, Handler, Received, Undelivered, serve_channel
+from transfuse.wire import flags as f
+from transfuse.wire.encode import Message, RangeReply
+from transfuse.wire.layout import Buffer
+
+__all__ = ["DevFuse", "DevFuseChannel", "sync_init"]
+
+log = logging.getLogger("transfuse.transports")
+
+PAGE = 4096
+MAX_WRITE = 1 << 20
+"""Largest payload: 256 pages, Linux's default fs.fuse.max_pages_limit."""
+_START = PAGE - 80
+_ROOM = 80 + MAX_WRITE
+_REPLY_START = PAGE - 16
+
+_GONE = (errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EBADF)
+
+
+def sync_init(fd: int) -> bool:
+    """Ask for INIT during mount (FUSE_DEV_IOC_SYNC_INIT, since Linux v6.18): a mount then fails if the server does.
+    Returns False where the kernel does not know it. The server must be reading before the mount is made."""
+    try:
+        fcntl.ioctl(fd, f.FUSE_DEV_IOC_SYNC_INIT)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EINVAL, errno.ENOSYS):
+            return False
+        raise
+    return True
+
+
+class DevFuseChannel:
+    """One fd of the connection, read by one worker."""
+
+    def __init__(self, fd: int, wake_fd: int | None, owned: bool) -> None:
+        self.fd = fd
+        self._owned = owned
+        self._wake_fd = wake_fd
+        self._area = mmap.mmap(-1, _START + _ROOM + PAGE)
+        self._room = memoryview(self._area)[_START : _START + _ROOM]
+        self._poll: select.poll | None = None
+        if wake_fd is not None:
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLIN)
+            self._poll.register(wake_fd, select.POLLIN)
+        self._reply_area: mmap.mmap | None = None
+        self._thread = 0
+
+    def receive(self) -> Received | None:
+        """Read one request."""
+        self._thread = threading.get_ident()
+        while True:
+            if self._poll is not None:
+                ready = self._poll.poll()
+                if any(fd == self._wake_fd for fd, _ in ready):
+                    return None
+            try:
+                count = os.readv(self.fd, (self._room,))
+            except OSError as error:
+                if error.errno in _GONE:
+                    return None
+                # ENOENT: the request was interrupted while we picked it up. EAGAIN: another worker got it.
+                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                    continue
+                raise
+            if count == 0:
+                return None
+            return self._area, _START, _START + count
+
+    def send(self, message: Message) -> bool:
+        """Write one reply."""
+        try:
+            if message.__class__ is bytes:
+                os.write(self.fd, message)  # type: ignore[arg-type]
+            elif isinstance(message, RangeReply):
+                self._send_range(message)
+            else:
+                os.writev(self.fd, message)
+        except OSError as error:
+            if error.errno == errno.ENOENT or error.errno in _GONE:
+                return False
+            if error.errno == errno.EINVAL:
+                log.error("the kernel refused a reply; the request ended with EIO")
+                return True
+            raise
+        return True
+
+    def _send_range(self, message: RangeReply) -> None:
+        # A late reply comes from another thread, which must not share the area.
+        own = threading.get_ident() == self._thread
+        area = self._reply_area if own else None
+        if area is None:
+            area = mmap.mmap(-1, PAGE + MAX_WRITE)
+            if own:
+                self._reply_area = area
+        with memoryview(area) as view:
+            try:
+                count = os.preadv(message.fd, (view[PAGE : PAGE + min(message.length, MAX_WRITE)],), message.offset)
+            except OSError as error:
+                os.write(self.fd, message.error(error.errno or errno.EIO))
+                return
+            view[_REPLY_START:PAGE] = message.header(count)
+            os.write(self.fd, view[_REPLY_START : PAGE + count])
+
+    def serve(self, handle: Handler, undelivered: Undelivered) -> None:
+        """Carry requests until the file system is unmounted."""
+        serve_channel(self, handle, undelivered)
+
+    def close(self) -> None:
+        """Close a clone; the connection's own fd is the transport's."""
+        if self._owned:
+            os.close(self.fd)
+            self._owned = False
+
+
+class DevFuse:
+    """A connection to the kernel over the fd of a mount.
+
+    `wakeable`: workers also wait for close(), at the price of one poll per request; for inherited fds, whose mount is
+    somebody else's. An fd of our own mount needs none: unmounting ends every read.
+    """
+
+    max_write = MAX_WRITE
+    can_pass_through = True
+    can_notify = True
+
+    def __init__(self, fd: int, *, wakeable: bool = False) -> None:
+        self.fd = fd
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC) if wakeable else None
+        self._closed = False
+        if wakeable:
+            os.set_blocking(fd, False)
+
+    def channels(self, workers: int) -> list[Channel]:
+        """One channel on the fd itself; further ones are made by `clone` once the connection is mounted."""
+        return [DevFuseChannel(self.fd, self._wake_fd, owned=False)]
+
+    def clone(self) -> Channel:
+        """A further channel; raises OSError before the file system is mounted."""
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | (os.O_NONBLOCK if self._wake_fd is not None else 0))
+        try:
+            fcntl.ioctl(fd, f.FUSE_DEV_IOC_CLONE, struct.pack("I", self.fd))
+        except OSError:
+            os.close(fd)
+            raise
+        return DevFuseChannel(fd, self._wake_fd, owned=True)
+
+    def bind(self, handle: Handler, undelivered: Undelivered) -> None:
+        """Channels carry everything."""
+
+    def register_backing(self, fd: int) -> int:
+        """FUSE_DEV_IOC_BACKING_OPEN: the kernel will open `fd`'s file itself for each passthrough open, under this
+        process's credentials. EPERM without CAP_SYS_ADMIN, ELOOP when stacked too deep, EINVAL if not regular."""
+        return fcntl.ioctl(self.fd, f.FUSE_DEV_IOC_BACKING_OPEN, struct.pack("=iIQ", fd, 0, 0))
+
+    def unregister_backing(self, backing_id: int) -> None:
+        """FUSE_DEV_IOC_BACKING_CLOSE; an unmounted connection has let go of it already."""
+        try:
+            fcntl.ioctl(self.fd, f.FUSE_DEV_IOC_BACKING_CLOSE, struct.pack("I", backing_id))
+        except OSError as error:
+            log.debug("backing id %d: %s", backing_id, error)
+
+    def notify(self, message: list[Buffer]) -> None:
+        """Write a notification; the kernel's answer is the errno (ENOENT: it does not know the node)."""
+        os.writev(self.fd, message)
+
+    def groups_of(self, pid: int) -> tuple[int, ...]:
+        """The Groups line of /proc/PID/status."""
+        try:
+            with open(f"/proc/{pid}/status", "rb") as status:
+                for line in status:
+                    if line.startswith(b"Groups:"):
+                        return tuple(int(word) for word in line[7:].split())
+        except OSError:
+            return ()
+        return ()
+
+    def close(self) -> None:
+        """Wake all workers (of a wakeable connection) and, once they are gone, close the fd."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._wake_fd is not None:
+            os.eventfd_write(self._wake_fd, 1)
+
+    def dispose(self) -> None:
+        """Close the fds; only when no worker reads any more."""
+        os.close(self.fd)
+        if self._wake_fd is not None:
+            os.close(self._wake_fd)

@@ -1,0 +1,193 @@
+"""What `make test` runs after tools/bootstrap.sh: lint, types, both forms, the unit part on every Python found.
+
+Every step runs even if an earlier one failed. The last lines say what was skipped and why, what each step took, and
+one verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SUPPORTED = ("3.11", "3.12", "3.13")
+STEPS = ("lint", "native", "compiled", "plain", "pythons")
+REQUIRE = os.environ.get("TRANSFUSE_REQUIRE", "") not in ("", "0")
+# Long enough for a slow machine, short enough that a hang is told from a slow run. Seconds.
+SUITE_LIMIT_S = 1200
+STEP_LIMIT_S = 600
+
+
+@dataclass
+class Run:
+    folder: Path
+    results: list[tuple[str, str, float, str]] = field(default_factory=list)  # name, ok/FAILED/skipped, seconds, remark
+    skip_files: dict[str, Path] = field(default_factory=dict)
+
+    def step(
+        self, name: str, command: list[str], env: Mapping[str, str] | None = None, limit_s: float = STEP_LIMIT_S
+    ) -> bool:
+        print(f"\n==== {name}: {' '.join(str(c).removeprefix(str(ROOT) + '/') for c in command)}", flush=True)
+        start = time.monotonic()
+        child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(env or {})})
+        remark = ""
+        try:
+            status = child.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            try:
+                child.wait(20)
+            except subprocess.TimeoutExpired:
+                child.kill()
+            status, remark = 1, f"stopped after {limit_s:.0f} s"
+        except KeyboardInterrupt:
+            child.wait(20)
+            raise
+        self.results.append((name, "FAILED" if status else "ok", time.monotonic() - start, remark))
+        return status == 0
+
+    def pytest(self, name: str, python: Path, args: list[str], native: str) -> bool:
+        report = self.folder / f"{len(self.skip_files)}.jsonl"
+        self.skip_files[name] = report
+        command = [str(python), "-m", "pytest", "--skip-report", str(report), *args]
+        return self.step(name, command, {"TRANSFUSE_NATIVE": native}, SUITE_LIMIT_S)
+
+    def skip(self, name: str, why: str, *, fatal: bool = False) -> None:
+        self.results.append((name, "FAILED" if fatal else "skipped", 0.0, why))
+        print(f"\n==== {name}: skipped, {why}", flush=True)
+
+
+def python_for(version: str) -> Path | None:
+    """A working interpreter of that version: on PATH, or made by pyenv (whose shims exist for unselected ones too)."""
+    candidates = [Path(found)] if (found := shutil.which(f"python{version}")) else []
+    candidates += sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"), reverse=True)
+    probe = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"
+    for candidate in candidates:
+        answer = subprocess.run([candidate, "-c", probe], capture_output=True, text=True, check=False)
+        if answer.stdout.strip() == version:
+            return candidate
+    return None
+
+
+def build_native(run: Run, python: Path, name: str) -> str:
+    """Build the compiled form in place; returns the TRANSFUSE_NATIVE to test with: 'require', or '0'."""
+    why = subprocess.run(
+        [python, "setup.py", "-q", "--name"],
+        cwd=ROOT, env={**os.environ, "TRANSFUSE_NATIVE": "require"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if why.returncode:
+        reason = (why.stderr.strip().splitlines() or ["?"])[-1].removeprefix("transfuse: ")
+        run.skip(f"compiled form, {name}", reason, fatal=REQUIRE)
+        return "0"
+    command = [str(python), "setup.py", "-q", "build_ext", "--inplace"]
+    built = run.step(f"build the compiled form, {name}", command, {"TRANSFUSE_NATIVE": "require"})
+    return "require" if built else "0"
+
+
+def ready_venv(run: Run, version: str, base: Path) -> Path | None:
+    """The cached environment .venvs/VERSION with the test tools; made anew when pyproject.toml or setup.py changed."""
+    folder = ROOT / ".venvs" / version
+    python, stamp = folder / "bin" / "python", folder / "transfuse-stamp"
+    want = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + (ROOT / "setup.py").read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == want and python.exists():
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-e", ".[test,cli,fsspec]"]
+    if run.step(f"make .venvs/{version}", [str(base), "-m", "venv", str(folder)]) and run.step(
+        f"install into .venvs/{version}", install, {"TRANSFUSE_NATIVE": "0"}
+    ):
+        stamp.write_text(want)
+        return python
+    return None
+
+
+def other_pythons(run: Run, args: list[str]) -> None:
+    mine = ".".join(platform.python_version_tuple()[:2])
+    for version in SUPPORTED:
+        if version == mine:
+            continue
+        base = python_for(version)
+        if base is None:
+            run.skip(f"unit tests, Python {version}", f"no python{version} on this machine")
+            continue
+        python = ready_venv(run, version, base)
+        if python is not None:
+            native = build_native(run, python, f"Python {version}")
+            run.pytest(f"unit tests, Python {version}", python, ["-m", "not interop", *args], native)
+
+
+def summary(run: Run) -> int:
+    by_reason: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, path in run.skip_files.items():
+        for line in path.read_text().splitlines() if path.exists() else []:
+            by_reason[json.loads(line)["reason"]][name] += 1
+    print("\n==== skipped")
+    for reason, runs in sorted(by_reason.items()):
+        print(f"  {sum(runs.values()):4} × {reason}  ({', '.join(f'{n} in {name}' for name, n in runs.items())})")
+    for name, status, _, remark in run.results:
+        if status == "skipped":
+            print(f"  {name}: {remark}")
+    if not by_reason and not any(r[1] == "skipped" for r in run.results):
+        print("  nothing")
+    print("  soak tests are not part of this: make soak")
+    print("\n==== steps")
+    for name, status, seconds, remark in run.results:
+        print(f"  {status:8}{seconds:7.1f} s  {name}{f'  ({remark})' if remark else ''}")
+    failed = [r[0] for r in run.results if r[1] == "FAILED"]
+    total = sum(r[2] for r in run.results)
+    print()
+    if failed:
+        print(f"FAILED: {', '.join(failed)} ({total / 60:.1f} min)")
+        return 1
+    print(f"PASSED: {sum(r[1] == 'ok' for r in run.results)} steps in {total / 60:.1f} min")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=STEPS, action="append", help="run this step only (may be repeated)")
+    parser.add_argument("pytest_args", nargs="*", help="passed on to pytest (after --)")
+    options = parser.parse_args()
+    steps = options.only or list(STEPS)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  it is a TextIOWrapper
+    python = Path(sys.executable)
+    dev_fuse = "opens" if os.access("/dev/fuse", os.R_OK | os.W_OK) else "does not open"
+    print(
+        f"==== transfuse: {' '.join(steps)}; Python {platform.python_version()}, Linux {platform.release()}, "
+        f"{os.cpu_count()} cores, {'root' if os.geteuid() == 0 else 'not root'}, /dev/fuse {dev_fuse}"
+    )
+    with tempfile.TemporaryDirectory(prefix="transfuse-check-") as folder:
+        run = Run(Path(folder))
+        if "lint" in steps:
+            run.step("ruff", [str(python), "-m", "ruff", "check", "."])
+            run.step("mypy", [str(python), "-m", "mypy", "--strict", "src"])
+        native = "0"
+        if {"native", "compiled"} & set(steps):
+            native = build_native(run, python, "this Python")
+        if "compiled" in steps:
+            form = "compiled form" if native == "require" else "plain form, for want of a compiled one"
+            run.pytest(f"all tests, {form}", python, options.pytest_args, native)
+        if "plain" in steps:
+            cover = ["--cov", "--cov-report=term"]
+            run.pytest(
+                "tests without interop, plain form", python, ["-m", "not interop", *cover, *options.pytest_args], "0"
+            )
+        if "pythons" in steps:
+            other_pythons(run, options.pytest_args)
+        return summary(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
