@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 __all__ = ["ThreadedExecutor"]
+
+log = logging.getLogger("transfuse.executor")
 
 MAX_BLOCKING = 512
 """Most threads waiting for locks at a time; a peer that wants more gets EAGAIN."""
@@ -25,6 +28,8 @@ class ThreadedExecutor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._coroutines = 0
+        """Coroutines accepted and not done; counted before the loop has seen them."""
         self._closed = False
 
     def run_blocking(self, call: Callable[[], None]) -> None:
@@ -41,14 +46,19 @@ class ThreadedExecutor:
                 raise OSError(errno.EAGAIN, f"{len(self._threads)} calls are blocked already")
             thread = threading.Thread(target=run, name="transfuse-blocking", daemon=True)
             self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no more threads to give
+            self._threads.discard(thread)
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     def run_coroutine(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Schedule `coroutine` on the event loop."""
         with self._lock:
-            if self._closed or len(self._tasks) >= MAX_COROUTINES:
+            if self._closed or self._coroutines >= MAX_COROUTINES:
                 coroutine.close()
-                raise OSError(errno.EAGAIN, f"{len(self._tasks)} coroutines are under way already")
+                raise OSError(errno.EAGAIN, f"{self._coroutines} coroutines are under way already")
+            self._coroutines += 1
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._loop_thread = threading.Thread(
@@ -61,7 +71,14 @@ class ThreadedExecutor:
     def _start(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> None:
         task = loop.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        with self._lock:
+            self._coroutines -= 1
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a coroutine's answer could not be sent", exc_info=task.exception())
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Cancel coroutines, stop the loop, and wait for blocked calls, which the session has interrupted."""
@@ -76,7 +93,10 @@ class ThreadedExecutor:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-            asyncio.run_coroutine_threadsafe(cancel_all(), loop).result(timeout_s)
+            try:
+                asyncio.run_coroutine_threadsafe(cancel_all(), loop).result(timeout_s)
+            except TimeoutError:
+                log.warning("coroutines did not end within %s s of being cancelled", timeout_s)
             loop.call_soon_threadsafe(loop.stop)
             thread.join(timeout_s)
             if not thread.is_alive():

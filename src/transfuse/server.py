@@ -13,11 +13,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
+from transfuse.errors import RemoteProtocolError
 from transfuse.executor import ThreadedExecutor
 from transfuse.fs.base import Filesystem
-from transfuse.fs.path import PathFilesystem
 from transfuse.session.negotiate import Connection, Limits
 from transfuse.session.notify import Notifier
 from transfuse.session.server import BugHandler, ServerSession, log_bug
@@ -25,13 +25,21 @@ from transfuse.transports.base import Channel, ServerTransport
 from transfuse.transports.dev_fuse import DevFuse, sync_init
 from transfuse.transports.mount.attach import Mounted, open_and_attach
 from transfuse.transports.mount.options import MountOptions, parse_options
+from transfuse.wire.encode import Message
+from transfuse.wire.layout import Buffer
+from transfuse.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from transfuse.fs.path import PathFilesystem
 
 __all__ = ["Mount", "Server", "mount"]
 
 log = logging.getLogger("transfuse.server")
 
-DEFAULT_WORKERS = 4
-"""Threads per connection: enough that two slow requests do not stop the others, few enough not to fight for the lock."""
+DEFAULT_WORKERS = 16
+"""Most threads that read requests of one connection; one does, until it is held up (see workers)."""
+JOIN_TIMEOUT_S = 10.0
+"""How long a stop waits for each request that a filesystem still works on."""
 CONNECT_TIMEOUT_S = 20.0
 """How long a peer may take to send INIT after a mount before the mount is given up."""
 
@@ -45,22 +53,28 @@ class Server:
         transport: ServerTransport,
         *,
         workers: int = DEFAULT_WORKERS,
+        default_permissions: bool = False,
         on_bug: BugHandler = log_bug,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers={workers}: at least one is needed")
-        self.filesystem = filesystem.as_filesystem() if isinstance(filesystem, PathFilesystem) else filesystem
+        self.filesystem = filesystem if isinstance(filesystem, Filesystem) else filesystem.as_filesystem()
         self.transport = transport
         self.workers = workers
         self.executor = ThreadedExecutor()
-        limits = Limits(transport.max_write, transport.can_pass_through, transport.can_notify)
+        limits = Limits(transport.max_write, transport.can_pass_through, transport.can_notify, default_permissions)
         self.session = ServerSession(self.filesystem, transport, self.executor, limits, on_bug=on_bug)
-        self._threads: list[threading.Thread] = []
-        self._channels: list[Channel] = []
         self._connected = threading.Event()
         self._finished = threading.Event()
-        self._lock = threading.Lock()
-        self._running = 0
+        self.pool = WorkerPool(
+            transport,
+            self.session.handle,
+            self.session.undelivered,
+            workers,
+            handshake=self._handshake,
+            on_gone=self.session.interrupt_all,
+            on_finished=self._end,
+        )
         self._closed = False
 
     @property
@@ -76,49 +90,31 @@ class Server:
     def start(self) -> Self:
         """Begin to serve; returns at once."""
         self.transport.bind(self._handle_first, self.session.undelivered)
-        for channel in self.transport.channels(self.workers):
-            self.add_channel(channel)
+        self.pool.start()
         return self
 
-    def add_channel(self, channel: Channel) -> None:
-        """Serve one more channel of the transport on a thread of its own."""
-        with self._lock:
-            self._running += 1
-            self._channels.append(channel)
-        thread = threading.Thread(
-            target=self._work, args=(channel,), name=f"transfuse-worker-{len(self._threads)}", daemon=True
-        )
-        self._threads.append(thread)
-        thread.start()
-
-    def _handle_first(self, buffer: Any, start: int, end: int, channel: Channel) -> Any:
-        message = self.session.handle(buffer, start, end, channel)
-        if self.session.connection is not None:
-            self._connected.set()
-        return message
-
-    def _work(self, channel: Channel) -> None:
-        try:
-            # The first worker watches for INIT; then every request takes the short way.
-            if not self._connected.is_set():
-                self._serve_until_connected(channel)
-            if self._connected.is_set():
-                channel.serve(self.session.handle, self.session.undelivered)
-        except Exception:
-            log.exception("a worker failed")
-        finally:
-            with self._lock:
-                self._running -= 1
-                last = self._running == 0
-            if last:
-                self._end()
-
-    def _serve_until_connected(self, channel: Channel) -> None:
+    def _handshake(self, channel: Channel) -> None:
+        """Serve what comes until INIT has been answered; from then on the session's handler is called directly."""
         while not self._connected.is_set() and (got := channel.receive()) is not None:
-            buffer, start, end = got
-            message = self._handle_first(buffer, start, end, channel)
+            try:
+                message = self._handle_first(*got, channel)
+            except RemoteProtocolError as error:
+                log.error("message dropped: %s", error)
+                continue
             if message is not None:
                 channel.send(message)
+                # Only now are further channels to be had: the kernel connects when it has read the answer.
+            if self.session.connection is not None:
+                self._connected.set()
+                self.pool.watch()
+            elif self.session.refused:
+                self._connected.set()  # nobody needs to wait: there will be no connection
+
+    def _handle_first(self, buffer: Buffer, start: int, end: int, channel: Channel) -> Message | None:
+        message = self.session.handle(buffer, start, end, channel)
+        if self.session.connection is not None:
+            self.transport.bind(self.session.handle, self.session.undelivered)
+        return message
 
     def _end(self) -> None:
         try:
@@ -130,7 +126,8 @@ class Server:
 
     def wait_connected(self, timeout_s: float | None = CONNECT_TIMEOUT_S) -> bool:
         """Wait until INIT was answered; False when the time is up or the peer went away first."""
-        self._connected.wait(timeout_s)
+        if self.pool.workers:
+            self._connected.wait(timeout_s)
         return self.session.connection is not None
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -143,15 +140,11 @@ class Server:
             return
         self._closed = True
         self.transport.close()
-        me = threading.current_thread()
-        for thread in self._threads:
-            if thread is not me:
-                thread.join(10)
-        if not self._finished.is_set() and self._running == 0:
+        self.session.interrupt_all()
+        self.pool.close(JOIN_TIMEOUT_S)
+        if not self._finished.is_set() and not any(worker.thread.is_alive() for worker in self.pool.workers):
             self._end()
         self.executor.close()
-        for channel in self._channels:
-            channel.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -252,7 +245,9 @@ def mount(
 
     def start(fd: int) -> None:
         transport = DevFuse(fd)
-        server = Server(filesystem, transport, workers=1, on_bug=on_bug)
+        server = Server(
+            filesystem, transport, workers=workers, default_permissions=parsed.default_permissions, on_bug=on_bug
+        )
         started.append((server, transport))
         if before_serving is not None:
             before_serving()
@@ -276,9 +271,4 @@ def mount(
     if not server.wait_connected():
         result.close()
         raise ConnectionError(f"{result.mountpoint}: the kernel did not agree on a protocol; see the log")
-    try:
-        for _ in range(workers - 1):
-            server.add_channel(transport.clone())
-    except OSError as error:
-        log.info("no cloned devices (%s): one worker serves alone", error)
     return result

@@ -133,6 +133,19 @@ def test_ratios_table_shows_best_peer_and_native() -> None:
     assert rows == [["forced GETATTR", "less", "bindfs", "×32.0", "×0.75 (×24.0)"]]
 
 
+def test_subject_without_any_figure_is_taken_out_of_the_tables() -> None:
+    found = latency(native=0.4)
+    found.cell("getattr", "bindfs").failures.append("did not start")
+    found.leave_out(["bindfs"])
+    assert "bindfs" not in report.medians_table(found, METRICS)[0]
+
+
+def test_subject_left_out_late_keeps_its_figures() -> None:
+    found = latency(native=0.4, bindfs=15.0)
+    found.leave_out(["bindfs"])
+    assert found.row("getattr").medians["bindfs"] == 15.0
+
+
 def test_report_names_subjects_that_were_left_out() -> None:
     assert "pyfuse3: left out: no libfuse3" in report.terminal(latency(native=1.0), METRICS, {"pyfuse3": "no libfuse3"})
 

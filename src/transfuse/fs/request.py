@@ -14,7 +14,7 @@ class Request:
 
     `uid`, `gid`, `pid` identify the calling process as the peer's kernel named it (pid 0: not known here, or none).
     `interrupted` becomes True when the peer gave up waiting; a method that can take long looks at it, or waits with
-    `wait_interrupted`, and then raises InterruptedError. `umask` is for the creating operations.
+    `wait_interrupted`, and then raises InterruptedError.
     """
 
     __slots__ = (

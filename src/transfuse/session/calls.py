@@ -19,6 +19,7 @@ from transfuse.session.negotiate import Connection
 from transfuse.wire import flags as f
 from transfuse.wire.decode import check_component, decode_name, decode_name_and_value, decode_two_names
 from transfuse.wire.layout import Buffer
+from transfuse.wire.opcodes import Opcode
 
 __all__ = ["Blocking", "Calls", "decode_rdev"]
 
@@ -28,6 +29,8 @@ MAX_OFFSET = 0x7FFF_FFFF_FFFF_FFFF
 MAX_XATTR = 1 << 16
 """Largest extended attribute: Linux's XATTR_SIZE_MAX."""
 MAX_XATTR_NAME = 255
+MAX_COPY_32 = 0xFFFF_F000
+"""Most bytes that one COPY_FILE_RANGE copies: whole pages that its 32-bit answer can count."""
 NO_REPLY_SIZE = 1 << 20
 
 
@@ -63,7 +66,7 @@ class Calls:
         self.connection = connection
         # write() as a coroutine runs when the receive buffer is in use again.
         self.copy_payload = "write" in coroutines
-        self.lock_is_coroutine = bool({"setlk", "flock"} & coroutines)
+        self.coroutines = coroutines
         self.dont_mask = connection.has(f.FUSE_DONT_MASK)
         self.export = connection.has(f.FUSE_EXPORT_SUPPORT)
 
@@ -216,7 +219,8 @@ class Calls:
         data: Buffer = memoryview(buffer)[at:end]
         if self.copy_payload:
             data = bytes(data)
-        return self.fs.write(req, req.nodeid, args[0], data, _offset(args[1], "write_in.offset"), args[3])
+        _offset(args[1] + size, "write_in.offset + size")
+        return self.fs.write(req, req.nodeid, args[0], data, args[1], args[3])
 
     def flush(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
         return self.fs.flush(req, req.nodeid, args[0], args[-1])
@@ -238,8 +242,11 @@ class Calls:
 
     def copy_file_range(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
         fh_in, off_in, nodeid_out, fh_out, off_out, length, flags = args
-        _offset(off_in, "copy_file_range_in.off_in")
-        _offset(off_out, "copy_file_range_in.off_out")
+        if req.opcode == Opcode.COPY_FILE_RANGE:
+            length = min(length, MAX_COPY_32)  # its reply counts in 32 bits
+        _offset(off_in + length, "copy_file_range_in.off_in + len")
+        _offset(off_out + length, "copy_file_range_in.off_out + len")
+        req.argument = length
         return self.fs.copy_file_range(req, req.nodeid, fh_in, off_in, nodeid_out, fh_out, off_out, length, flags)
 
     def ioctl(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
@@ -259,9 +266,8 @@ class Calls:
         return self.fs.bmap(req, req.nodeid, args[0], args[1])
 
     def getlk(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
-        fh, owner, start, stop, kind, pid, _ = args
-        lock = req.argument = Lock(kind, start, stop, pid)
-        return self.fs.getlk(req, req.nodeid, fh, owner, lock)
+        lock = req.argument = _lock_of(args)
+        return self.fs.getlk(req, req.nodeid, args[0], args[1], lock)
 
     def setlk(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
         return self._lock(req, args, False)
@@ -269,21 +275,18 @@ class Calls:
     def setlkw(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
         # Most locks are free: only one that is not costs a thread.
         try:
-            return self._lock(req, args, self.lock_is_coroutine)
+            return self._lock(req, args, ("flock" if args[6] & f.FUSE_LK_FLOCK else "setlk") in self.coroutines)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
         return Blocking(lambda: self._lock(req, args, True))
 
     def _lock(self, req: Request, args: Any, wait: bool) -> Any:
-        fh, owner, start, stop, kind, pid, lk_flags = args
-        if kind > 2:
-            raise RemoteProtocolError(f"file_lock.type at offset 72: {kind}")
-        if start > MAX_OFFSET or stop < start:
-            raise RemoteProtocolError(f"file_lock at offset 56: from {start:#x} to {stop:#x}")
+        fh, owner, lk_flags = args[0], args[1], args[6]
+        lock = _lock_of(args)
         if lk_flags & f.FUSE_LK_FLOCK:
-            return self.fs.flock(req, req.nodeid, fh, owner, kind, wait)
-        return self.fs.setlk(req, req.nodeid, fh, owner, Lock(kind, start, stop, pid), wait)
+            return self.fs.flock(req, req.nodeid, fh, owner, lock.kind, wait)
+        return self.fs.setlk(req, req.nodeid, fh, owner, lock, wait)
 
     # -- directories --------------------------------------------------------------------------------------------------
 
@@ -292,6 +295,15 @@ class Calls:
 
     def syncfs(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
         return self.fs.syncfs(req, req.nodeid)
+
+
+def _lock_of(args: Any) -> Lock:
+    _, _, start, stop, kind, pid, _ = args
+    if kind > 2:
+        raise RemoteProtocolError(f"file_lock.type at offset 72: {kind}")
+    if start > MAX_OFFSET or stop < start:
+        raise RemoteProtocolError(f"file_lock at offset 56: from {start:#x} to {stop:#x}")
+    return Lock(kind, start, min(stop, MAX_OFFSET), pid)
 
 
 def _signed(value: int) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfuse.fs.base import Filesystem
 from transfuse.fs.request import Request
-from transfuse.fs.values import Opened, Statfs
+from transfuse.fs.values import Entry, Opened, Statfs
 from transfuse.session.calls import Calls
 from transfuse.session.directories import Listings
 from transfuse.session.negotiate import Connection
@@ -68,11 +68,19 @@ class _Special:
 
     def opened(self, req: Request, value: Opened) -> Message:
         flags, backing_id = self.session.open_reply(req.nodeid, value)
-        return self.replies.opened(req, value.fh, flags, backing_id)
+        try:
+            return self.replies.opened(req, value.fh, flags, backing_id)
+        except BaseException:
+            self.session.passthrough.released(req.nodeid)
+            raise
 
     def created(self, req: Request, value: Any) -> Message:
         entry, fh, flags, backing_id = self.session.created_reply(value)
-        return self.replies.created(req, entry, fh, flags, backing_id)
+        try:
+            return self.replies.created(req, entry, fh, flags, backing_id)
+        except BaseException:
+            self.session.passthrough.released(entry.nodeid)
+            raise
 
     def release(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
         fh, flags, release_flags, lock_owner = args
@@ -114,8 +122,19 @@ class _Special:
         return self.replies.data(req, packed)
 
     def listed_plus(self, req: Request, value: Any) -> Message:
-        packed = self.listings.pack_plus(value, req.argument, self.fs.lookup, req, req.nodeid)  # type: ignore[arg-type]
-        return self.replies.data(req, packed)
+        found: list[int] = []
+
+        def lookup(req: Request, nodeid: int, name: bytes) -> Entry:
+            entry = self.fs.lookup(req, nodeid, name)
+            found.append(entry.nodeid)
+            return entry
+
+        try:
+            packed = self.listings.pack_plus(value, req.argument, lookup, req, req.nodeid)  # type: ignore[arg-type]
+            return self.replies.data(req, packed)
+        except BaseException:
+            self.session.forget_found(found)  # the peer will not hear of them
+            raise
 
     def forget(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
         return self.calls.forget(req, args, buffer, at, end) if "forget" in self.has else None
@@ -127,14 +146,14 @@ _PLAIN: dict[Opcode, tuple[str, str, str]] = {
     Opcode.GETATTR: ("getattr", "getattr", "attr"),
     Opcode.SETATTR: ("setattr", "setattr", "attr"),
     Opcode.READLINK: ("readlink", "readlink", "link_target"),
-    Opcode.SYMLINK: ("symlink", "symlink", "entry"),
-    Opcode.MKNOD: ("mknod", "mknod", "entry"),
-    Opcode.MKDIR: ("mkdir", "mkdir", "entry"),
+    Opcode.SYMLINK: ("symlink", "symlink", "made"),
+    Opcode.MKNOD: ("mknod", "mknod", "made"),
+    Opcode.MKDIR: ("mkdir", "mkdir", "made"),
     Opcode.UNLINK: ("unlink", "unlink", "empty"),
     Opcode.RMDIR: ("rmdir", "rmdir", "empty"),
     Opcode.RENAME: ("rename", "rename", "empty"),
     Opcode.RENAME2: ("rename", "rename", "empty"),
-    Opcode.LINK: ("link", "link", "entry"),
+    Opcode.LINK: ("link", "link", "made"),
     Opcode.READ: ("read", "read", "data"),
     Opcode.WRITE: ("write", "write", "written"),
     Opcode.STATFS: ("statfs", "statfs", "statfs"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from transfuse.errors import RemoteProtocolError
 from transfuse.fs.values import Features
@@ -36,6 +37,8 @@ class Limits:
     """The peer is a kernel that can be given backing files."""
     notify: bool = True
     """Notifications reach the peer."""
+    default_permissions: bool = False
+    """The peer's kernel checks permissions by mode bits (a mount option)."""
     arch_name: str = ""
     """The peer's architecture where the transport knows it."""
 
@@ -177,10 +180,13 @@ def _agree(offered: int, minor: int, operations: frozenset[str], features: Featu
             agreed |= offered & f.FUSE_READDIRPLUS_AUTO
     if limits.notify and minor >= 38:
         agreed |= offered & f.FUSE_HAS_EXPIRE_ONLY
-    if agreed & f.FUSE_EXPLICIT_INVAL_DATA:
-        agreed &= ~f.FUSE_AUTO_INVAL_DATA  # the kernel lets AUTO win when both are set
     if not limits.notify:
         agreed &= ~(f.FUSE_HAS_RESEND | f.FUSE_EXPLICIT_INVAL_DATA)
+    if agreed & f.FUSE_EXPLICIT_INVAL_DATA:
+        agreed &= ~f.FUSE_AUTO_INVAL_DATA  # the kernel lets AUTO win when both are set
+    if not (limits.default_permissions or agreed & f.FUSE_POSIX_ACL):
+        # Linux takes ALLOW_IDMAP without default_permissions for a bad INIT, and refuses every later request.
+        agreed &= ~f.FUSE_ALLOW_IDMAP
     passthrough = features.passthrough and limits.passthrough and not features.no_open and "open" in operations
     # Linux refuses passthrough together with write-back (fs/fuse/inode.c, process_init_reply).
     if passthrough and minor >= 40 and not agreed & f.FUSE_WRITEBACK_CACHE and features.max_stack_depth in (1, 2):
@@ -192,10 +198,13 @@ def _agree(offered: int, minor: int, operations: frozenset[str], features: Featu
 
 def _granted(features: Features, agreed: int) -> Features:
     """`features` with every wish switched off that did not become a flag."""
-    off = {rule.feature: False for rule in RULES if rule.feature is not None and not agreed & rule.bit}
+    off: dict[str, Any] = {rule.feature: False for rule in RULES if rule.feature is not None and not agreed & rule.bit}
     granted = replace(features, **off)
     granted.passthrough = bool(agreed & f.FUSE_PASSTHROUGH)
-    granted.readdirplus = features.readdirplus if agreed & f.FUSE_DO_READDIRPLUS else False
+    if not agreed & f.FUSE_DO_READDIRPLUS:
+        granted.readdirplus = False
+    elif features.readdirplus is None and not agreed & f.FUSE_READDIRPLUS_AUTO:
+        granted.readdirplus = True  # a peer without AUTO always asks for attributes
     if not agreed & f.FUSE_REQUEST_TIMEOUT:
         granted.request_timeout_s = 0
     return granted

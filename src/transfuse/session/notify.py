@@ -96,7 +96,8 @@ class Notifier:
     def retrieved(self, unique: int, data: bytes) -> None:
         """The session's side: the answer to a RETRIEVE. One that nobody asked for is dropped."""
         future = self._retrieves.pop(unique, None)
-        if future is not None:
+        # A future that its owner has cancelled takes no result.
+        if future is not None and future.set_running_or_notify_cancel():
             future.set_result(data)
 
     def resend(self) -> bool:
@@ -123,7 +124,8 @@ class Notifier:
             waiting = list(self._retrieves.values())
             self._retrieves.clear()
         for future in waiting:
-            future.set_exception(ConnectionAbortedError(errno.ECONNABORTED, "the connection ended"))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(ConnectionAbortedError(errno.ECONNABORTED, "the connection ended"))
 
     def _notify(self, code: NotifyCode, body: WireStruct | None = None, tail: Buffer = b"") -> bool:
         since = NOTIFICATIONS[code].since

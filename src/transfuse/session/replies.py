@@ -17,11 +17,20 @@ from transfuse.wire import flags as f
 from transfuse.wire import structs as w
 from transfuse.wire.encode import Message, RangeReply, encode_error, message_struct
 
+try:
+    from transfuse._native import replies as _native
+except ImportError:
+    _native = None  # type: ignore[assignment]  # the plain form: struct.Struct below
+
 __all__ = ["Replies", "encode_rdev", "split_timeout"]
 
 NS = 1_000_000_000
 U32 = 0xFFFF_FFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
+MAX_FD = 0x7FFF_FFFF
+MAX_OFFSET = 0x7FFF_FFFF_FFFF_FFFF
+MAX_LINK_TARGET = 4095
+"""Longest target of a symbolic link: Linux's PATH_MAX without the NUL, and all the room it has for the reply."""
 MAX_TIMEOUT_S = 0x7FFF_FFFF
 """Longest timeout sent, 68 years: what Linux can still add to its clock without overflow."""
 
@@ -88,6 +97,7 @@ class Replies:
         self._pack_empty = message_struct(order).pack
         self._pack_attr = message_struct(order, w.AttrOut).pack
         self._pack_entry = message_struct(order, w.EntryOut).pack
+        self._pack_entry_into = w.EntryOut.codec(order).pack_into
         self._pack_open = message_struct(order, w.OpenOut).pack
         self._pack_create = message_struct(order, w.EntryOut, w.OpenOut).pack
         self._pack_write = message_struct(order, w.WriteOut).pack
@@ -117,7 +127,17 @@ class Replies:
         """attr_out."""
         timeout = value.timeout_s
         valid, valid_nsec = self.attr_timeout if timeout is None else split_timeout(timeout)
+        if _native is not None:  # 0.2 µs instead of 0.9
+            return _native.attr_reply(self.order, req.unique, valid, valid_nsec, value)
         return self._pack_attr(120, 0, req.unique, valid, valid_nsec, *attr_values(value))
+
+    def _timeouts(self, entry: Entry, attr: Attr) -> tuple[int, int, int, int]:
+        """entry_valid, its nanoseconds, attr_valid, its nanoseconds."""
+        timeout = entry.timeout_s
+        valid, valid_nsec = self.entry_timeout if timeout is None else split_timeout(timeout)
+        timeout = attr.timeout_s
+        attr_valid, attr_nsec = self.attr_timeout if timeout is None else split_timeout(timeout)
+        return valid, valid_nsec, attr_valid, attr_nsec
 
     def entry_values(self, entry: Entry) -> tuple[int, ...]:
         """The flattened fuse_entry_out of a found name, or of one that the peer may remember as missing."""
@@ -126,17 +146,29 @@ class Replies:
             timeout = entry.timeout_s
             valid, valid_nsec = self.negative_timeout if timeout is None else split_timeout(timeout)
             return (0, 0, valid, 0, valid_nsec, 0, *_NO_ATTR)
-        timeout = entry.timeout_s
-        valid, valid_nsec = self.entry_timeout if timeout is None else split_timeout(timeout)
-        timeout = attr.timeout_s
-        attr_valid, attr_nsec = self.attr_timeout if timeout is None else split_timeout(timeout)
+        valid, valid_nsec, attr_valid, attr_nsec = self._timeouts(entry, attr)
         return (entry.nodeid, entry.generation, valid, attr_valid, valid_nsec, attr_nsec, *attr_values(attr))
+
+    def entry_into(self, out: bytearray, at: int, entry: Entry) -> None:
+        """entry_out of a found name at `at` of a listing."""
+        if _native is not None and entry.attr is not None:
+            _native.entry_into(out, at, self.order, *self._timeouts(entry, entry.attr), entry)
+        else:
+            self._pack_entry_into(out, at, *self.entry_values(entry))
 
     def entry(self, req: Request, value: Entry) -> bytes:
         """entry_out."""
         if value.attr is None and not value.timeout_s and (value.timeout_s == 0 or self.negative_timeout == (0, 0)):
             return encode_error(self.order, req.unique, errno.ENOENT)
+        if _native is not None and value.attr is not None:
+            return _native.entry_reply(self.order, req.unique, *self._timeouts(value, value.attr), value)
         return self._pack_entry(144, 0, req.unique, *self.entry_values(value))
+
+    def made(self, req: Request, value: Entry) -> bytes:
+        """entry_out of an operation that makes a name: "not found" is no answer to it."""
+        if value.attr is None or not value.nodeid:
+            raise ValueError(f"{value!r} for a name that was just made")
+        return self.entry(req, value)
 
     @staticmethod
     def open_flags(opened: Opened) -> int:
@@ -161,8 +193,14 @@ class Replies:
     def data(self, req: Request, value: Any) -> Message:
         """Bytes, or a range of a file; never more than the peer asked for (`req.argument`)."""
         room: int = req.argument  # type: ignore[assignment]
-        if value.__class__ is FileRange:
+        kind = value.__class__
+        if kind is FileRange:
+            # Checked here, since what is wrong with them would surface only in the transport.
+            if not (0 <= value.fd <= MAX_FD and 0 <= value.offset <= MAX_OFFSET and value.length >= 0):
+                raise ValueError(f"FileRange(fd={value.fd}, offset={value.offset}, length={value.length})")
             return RangeReply(req.unique, self.order, value.fd, value.offset, min(value.length, room))
+        if kind is not bytes and kind is not bytearray:
+            value = memoryview(value).cast("B")
         count = len(value)
         if count > room:
             raise ValueError(f"filesystem returned {count} bytes where {room} were asked for")
@@ -177,14 +215,23 @@ class Replies:
 
     def copied(self, req: Request, value: int) -> bytes:
         """write_out of COPY_FILE_RANGE, whose count has 32 bits."""
+        self._check_copied(req, value)
         return self._pack_write(24, 0, req.unique, value)
+
+    @staticmethod
+    def _check_copied(req: Request, value: int) -> None:
+        if not 0 <= value <= req.argument:  # type: ignore[operator]
+            raise ValueError(f"filesystem copied {value} of {req.argument} bytes")
 
     def copied_64(self, req: Request, value: int) -> bytes:
         """copy_file_range_out."""
+        self._check_copied(req, value)
         return self._pack_copied(24, 0, req.unique, value)
 
     def link_target(self, req: Request, value: bytes) -> Message:
         """READLINK's bytes, without a NUL."""
+        if len(value) > MAX_LINK_TARGET:
+            return encode_error(self.order, req.unique, errno.ENAMETOOLONG)
         return self._pack_empty(16 + len(value), 0, req.unique) + value
 
     def statfs(self, req: Request, value: Statfs) -> bytes:
@@ -251,7 +298,7 @@ class Replies:
         timeout = a.timeout_s
         valid, valid_nsec = self.attr_timeout if timeout is None else split_timeout(timeout)
         btime = a.btime_ns
-        times = []
+        times: list[int] = []
         for time_ns in (a.atime_ns, btime or 0, a.ctime_ns, a.mtime_ns):
             times += divmod(time_ns, NS)
         rdev = a.rdev

@@ -13,9 +13,11 @@ Order of one request: header and lengths are checked → row of the table → `c
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterable
 from inspect import iscoroutinefunction
 from types import CoroutineType
 from typing import Any, Protocol
@@ -25,6 +27,7 @@ from transfuse.fs.base import OPERATION_NAMES, Filesystem
 from transfuse.fs.request import Request
 from transfuse.fs.values import Entry, Opened
 from transfuse.session.calls import Blocking
+from transfuse.session.directories import listed_nodes
 from transfuse.session.dispatch import Row, build_rows
 from transfuse.session.negotiate import Connection, Limits, negotiate
 from transfuse.session.notify import Notifier
@@ -39,7 +42,7 @@ from transfuse.wire.decode import (
     decode_init,
     decode_supplementary_groups,
 )
-from transfuse.wire.encode import Message, encode_error, message_struct
+from transfuse.wire.encode import Message, RangeReply, encode_error, message_struct
 from transfuse.wire.layout import Buffer, ByteOrder
 from transfuse.wire.opcodes import Opcode, opcode_name
 from transfuse.wire.structs import BatchForgetIn, EntryOut, ForgetOne, InitOut, NotifyRetrieveIn, OpenOut
@@ -51,17 +54,23 @@ log = logging.getLogger("transfuse.session")
 MAX_BATCH_FORGET = 1 << 16
 """Most forgets in one BATCH_FORGET; Linux sends at most what fits its buffer, some 60,000."""
 
+MAX_EARLY_INTERRUPTS = 256
+"""Most INTERRUPTs kept for requests that are not known; nearly all are of requests just answered."""
+
 _INIT = int(Opcode.INIT)
 _DESTROY = int(Opcode.DESTROY)
 _INTERRUPT = int(Opcode.INTERRUPT)
 _FORGET = int(Opcode.FORGET)
 _BATCH_FORGET = int(Opcode.BATCH_FORGET)
 _NOTIFY_REPLY = int(Opcode.NOTIFY_REPLY)
-_OPEN_LIKE = frozenset({int(Opcode.OPEN), int(Opcode.OPENDIR)})
+_OPENDIR = int(Opcode.OPENDIR)
+_READDIRPLUS = int(Opcode.READDIRPLUS)
+_OPEN_LIKE = frozenset({int(Opcode.OPEN), _OPENDIR})
 _CREATE_LIKE = frozenset({int(Opcode.CREATE), int(Opcode.TMPFILE)})
 _ENTRY_LIKE = frozenset(
     int(o) for o in (Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.CREATE, Opcode.TMPFILE)
 )
+_TAKEN_BACK = _OPEN_LIKE | _CREATE_LIKE | _ENTRY_LIKE | {_READDIRPLUS}
 
 
 class Channel(Protocol):
@@ -104,6 +113,16 @@ class Executor(Protocol):
         ...
 
 
+
+async def _coroutine() -> None:
+    """Only its type is wanted: coroutines of compiled modules have one of their own."""
+
+
+_sample = _coroutine()
+_LATER = frozenset({CoroutineType, type(_sample), Blocking})
+"""Classes of results that are finished elsewhere."""
+_sample.close()
+
 BugHandler = Callable[[Request, BaseException], None]
 
 
@@ -131,6 +150,9 @@ class ServerSession:
         missing = {"getattr", "lookup"} - self.operations
         if missing:
             raise TypeError(f"{type(filesystem).__name__} has no {' and no '.join(sorted(missing))}()")
+        for name in ("mounted", "destroyed", "operations"):
+            if iscoroutinefunction(getattr(filesystem, name)):
+                raise TypeError(f"{type(filesystem).__name__}.{name}() can't be a coroutine: nobody waits for it")
         self.coroutines = frozenset(
             name for name in OPERATION_NAMES & self.operations if iscoroutinefunction(getattr(filesystem, name))
         )
@@ -147,6 +169,11 @@ class ServerSession:
         self.inflight: dict[int, Request] = {}
         """Requests that the filesystem is working on, by unique."""
         self.ended = False
+        self.refused = ""
+        """Why the last INIT was refused; empty if it was not."""
+        self._end_lock = threading.Lock()
+        self._early: dict[int, None] = {}
+        """INTERRUPTs of requests that another worker has read but not registered yet, oldest first."""
         self._rows: dict[int, Row] = {}
         self._header = IN_HEADER["<"].unpack_from
         self._order: ByteOrder = "<"
@@ -177,21 +204,30 @@ class ServerSession:
                 raise RemoteProtocolError(f"{opcode_name(opcode)} of {end - start} bytes, at least {least} belong")
             req._resolve_groups = self.host.groups_of
             self.inflight[unique] = req
+            if self._early and unique in self._early:
+                self._early.pop(unique, None)
+                req.interrupt()
             at = start + IN_HEADER_SIZE
             value = call(req, unpack_from(buffer, at) if unpack_from is not None else None, buffer, at + size, end)
             kind = value.__class__
-            if kind is CoroutineType or kind is Blocking:
+            if kind in _LATER:
                 return self._finish_later(req, value, reply, channel)
             message = reply(req, value)
-        except Exception as error:
-            message = self._failed(req, error)
+        except BaseException as error:  # noqa: BLE001  a sys.exit() in a filesystem must not leave the peer waiting
+            try:
+                message = self._failed(req, error)
+            finally:
+                self.inflight.pop(unique, None)
+            return message
         self.inflight.pop(unique, None)
         return message
 
-    def _failed(self, req: Request, error: Exception) -> Message | None:
+    def _failed(self, req: Request, error: BaseException) -> Message | None:
         """The reply to a request that raised."""
+        if isinstance(error, KeyboardInterrupt):
+            raise error  # not the filesystem's: a signal to the main thread, which served a memory connection
         if isinstance(error, OSError):
-            number = error.errno or errno.EIO
+            number = error.errno if isinstance(error.errno, int) else errno.EIO
         elif isinstance(error, RemoteProtocolError):
             log.warning("%s of node %d refused: %s", opcode_name(req.opcode), req.nodeid, error)
             number = error.errno
@@ -215,18 +251,22 @@ class ServerSession:
         async def run_coroutine() -> None:
             try:
                 message = reply(req, await value)
-            except Exception as error:
+            except asyncio.CancelledError:
+                # At the end of the connection, or a bug that looks like it: an answer is owed in both cases.
+                answer(encode_error(self._order, req.unique, errno.EINTR))
+                raise
+            except BaseException as error:  # noqa: BLE001  as in handle()
                 message = self._failed(req, error)
             answer(message)
 
         def run_blocking() -> None:
             try:
                 result = value.run()
-                if result.__class__ is CoroutineType:
+                if result.__class__ in _LATER:
                     self._finish_later(req, result, reply, channel)
                     return
                 message = reply(req, result)
-            except Exception as error:
+            except BaseException as error:  # noqa: BLE001  as in handle()
                 message = self._failed(req, error)
             answer(message)
 
@@ -237,6 +277,8 @@ class ServerSession:
                 self.executor.run_coroutine(run_coroutine())
         except OSError as error:
             self.inflight.pop(req.unique, None)
+            if value.__class__ is not Blocking:
+                value.close()
             return self._failed(req, error)
         return None
 
@@ -246,28 +288,52 @@ class ServerSession:
         self.take_back(header[1], header[3], message)
 
     def take_back(self, opcode: int, nodeid: int, message: Message) -> None:
-        """Undo the lookup or open in a reply that the peer will never see."""
-        if not isinstance(message, bytes) or len(message) < 32:
+        """Undo the lookups and the open in a reply that the peer will never see."""
+        if self.ended or opcode not in _TAKEN_BACK or isinstance(message, RangeReply):
+            return  # after destroyed() there is nothing left to give back
+        if isinstance(message, list):
+            message = b"".join(message)
+        if len(message) < 32:
             return
-        req = Request(0, opcode, nodeid)
+        if opcode == _READDIRPLUS:
+            self.forget_found(listed_nodes(message[16:], self._order))
+            return
+        undo: list[tuple[str, tuple[Any, ...]]] = []
+        if opcode in _ENTRY_LIKE:
+            nodeid = EntryOut.decode(message, 16, self._order).nodeid
+        if opcode in _OPEN_LIKE or opcode in _CREATE_LIKE:
+            fh = OpenOut.decode(message, 16 + (EntryOut.SIZE if opcode in _CREATE_LIKE else 0), self._order).fh
+            if opcode == _OPENDIR:
+                undo.append(("releasedir", (nodeid, fh, 0)))
+            else:
+                self.passthrough.released(nodeid)
+                undo.append(("release", (nodeid, fh, 0, 0, False)))
+        if opcode in _ENTRY_LIKE and nodeid:
+            undo.append(("forget", (nodeid, 1)))
+        for name, args in undo:
+            self._call_quietly(name, nodeid, args)
+
+    def forget_found(self, nodeids: Iterable[int]) -> None:
+        """Give back one lookup of each node (0: none) whose entry did not reach the peer."""
+        for nodeid in nodeids:
+            if nodeid:
+                self._call_quietly("forget", nodeid, (nodeid, 1))
+
+    def _call_quietly(self, name: str, nodeid: int, args: tuple[Any, ...]) -> None:
+        """Call an operation whose failure nobody waits for."""
+        if name not in self.operations:
+            return
+        req = Request(0, int(Opcode[name.upper()]), nodeid)
         try:
-            if opcode in _ENTRY_LIKE:
-                entry = EntryOut.decode(message, 16, self._order)
-                if entry.nodeid and "forget" in self.operations:
-                    self.filesystem.forget(req, entry.nodeid, 1)
-                nodeid = entry.nodeid
-            if opcode in _OPEN_LIKE or opcode in _CREATE_LIKE:
-                at = 16 + (EntryOut.SIZE if opcode in _CREATE_LIKE else 0)
-                fh = OpenOut.decode(message, at, self._order).fh
-                if opcode == Opcode.OPENDIR:
-                    if "releasedir" in self.operations:
-                        self.filesystem.releasedir(req, nodeid, fh, 0)
-                else:
-                    self.passthrough.released(nodeid)
-                    if "release" in self.operations:
-                        self.filesystem.release(req, nodeid, fh, 0, 0, False)
+            value = getattr(self.filesystem, name)(req, *args)
+            if value.__class__ in _LATER:
+                self._finish_later(req, value, _no_reply, _NOWHERE)
         except OSError as error:
-            log.debug("taking back %s of node %d: %s", opcode_name(opcode), nodeid, error)
+            log.debug("%s of node %d: %s", name, nodeid, error)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            self.on_bug(req, error)
 
     # -- what is not an ordinary operation ----------------------------------------------------------------------------
 
@@ -308,15 +374,21 @@ class ServerSession:
                 raise RemoteProtocolError("a second INIT", errno.EIO)
             offer = decode_init(buffer, start, end, order)
             answer, connection = negotiate(offer, order, self._negotiable(), self.filesystem.features, self.limits)
+            message = message_struct(order, InitOut).pack(16 + InitOut.SIZE, 0, unique, *answer.values())
+            if connection.minor:
+                if self.connection is not None:
+                    self.end()
+                self._start(connection)
         except RemoteProtocolError as error:
             log.error("INIT refused: %s", error)
+            self.refused = str(error)
             return encode_error(order, unique, error.errno)
-        if connection.minor:
-            if self.connection is not None:
-                self.end()
-            self._start(connection)
-        pack = message_struct(order, InitOut).pack
-        return pack(16 + InitOut.SIZE, 0, unique, *answer.values())
+        except Exception as error:  # noqa: BLE001  a limit that does not fit the wire, or mounted() failed
+            self.connection = self.notify = None
+            self.refused = f"{type(error).__name__}: {error}"
+            self.on_bug(Request(unique, _INIT), error)
+            return encode_error(order, unique, errno.EIO)
+        return message
 
     def _negotiable(self) -> frozenset[str]:
         """Operations that INIT flags may rest on: READDIRPLUS is made by calling lookup(), which a coroutine can't be."""
@@ -328,6 +400,8 @@ class ServerSession:
         self.passthrough = PassthroughTable(self.host.register_backing, self.host.unregister_backing)
         self.notify = Notifier(connection, self.host.notify) if self.limits.notify else None
         self.ended = False
+        self.refused = ""
+        self._early.clear()
         self.connection = connection
         self.filesystem.mounted(connection)
         self._rows = build_rows(self.filesystem, connection, Replies(connection), self)
@@ -341,6 +415,11 @@ class ServerSession:
         if req is None:
             # Answered already, or read by another worker that has not registered it yet: EAGAIN has it sent again
             # if the peer still waits (Documentation/filesystems/fuse/fuse.rst, "Interrupting filesystem operations").
+            # But only if both came by the same device: of a clone's requests another fd's EAGAIN is not believed, so
+            # it is also kept for when the request turns up.
+            if len(self._early) >= MAX_EARLY_INTERRUPTS:
+                self._early.pop(next(iter(list(self._early)), 0), None)
+            self._early[target] = None
             return encode_error(self._order, unique, errno.EAGAIN)
         req.interrupt()
         return None
@@ -352,15 +431,26 @@ class ServerSession:
         at += BatchForgetIn.SIZE
         if count > MAX_BATCH_FORGET or count * ForgetOne.SIZE != end - at:
             raise RemoteProtocolError(f"batch_forget_in.count at offset 40 says {count}, {end - at} bytes follow")
-        row = self._rows[_FORGET]
-        unpack = ForgetOne.codec(self._order).unpack_from
-        for position in range(at, end, ForgetOne.SIZE):
-            req.nodeid, nlookup = unpack(buffer, position)
+        if "forget" not in self.operations:
+            return
+        forget: Callable[..., Any] = self.filesystem.forget
+        pairs = list(ForgetOne.codec(self._order).iter_unpack(bytes(buffer[at:end])))
+        later: list[Any] = []
+        for req.nodeid, nlookup in pairs:
             try:
-                value = row[0](req, (nlookup,), buffer, end, end)
-                if value.__class__ is CoroutineType:
-                    self._finish_later(req, value, row[1], _NOWHERE)
-            except Exception as error:
+                value = forget(req, req.nodeid, nlookup)
+                if value.__class__ in _LATER:
+                    later.append(value)
+            except BaseException as error:  # noqa: BLE001  as in handle()
+                self._failed(req, error)
+        if later:
+            self._finish_later(req, self._one_by_one(req, later), _no_reply, _NOWHERE)
+
+    async def _one_by_one(self, req: Request, coroutines: list[Any]) -> None:
+        for coroutine in coroutines:
+            try:
+                await coroutine
+            except Exception as error:  # noqa: BLE001  each of a batch stands for itself
                 self._failed(req, error)
 
     def _notify_reply(self, buffer: Buffer, at: int, end: int, unique: int) -> None:
@@ -371,19 +461,26 @@ class ServerSession:
         if self.notify is not None:
             self.notify.retrieved(unique, data[: body.size])
 
-    def end(self) -> None:
-        """The peer is gone: interrupt what is under way, give back backing files, tell the filesystem. Idempotent."""
-        if self.ended or self.connection is None:
-            self.ended = True
-            return
-        self.ended = True
-        self._rows = {}
+    def interrupt_all(self) -> None:
+        """Nobody waits for answers any more: interrupt what is under way."""
         for req in list(self.inflight.values()):
             req.interrupt()
+
+    def end(self) -> None:
+        """The peer is gone: interrupt what is under way, give back backing files, tell the filesystem. Idempotent."""
+        with self._end_lock:
+            was, self.ended = self.ended, True
+        if was or self.connection is None:
+            return
+        self._rows = {}
+        self.interrupt_all()
         if self.notify is not None:
             self.notify.cancel()
         self.passthrough.clear()
-        self.filesystem.destroyed()
+        try:
+            self.filesystem.destroyed()
+        except Exception as error:  # noqa: BLE001  DESTROY is answered whatever the filesystem thinks of it
+            self.on_bug(Request(0, _DESTROY), error)
 
     # -- opens, whose replies depend on what else is open ---------------------------------------------------------------
 
@@ -402,8 +499,14 @@ class ServerSession:
     def created_reply(self, value: tuple[Entry, Opened]) -> tuple[Entry, int, int, int]:
         """Entry, fh, open_flags and backing_id of a CREATE or TMPFILE."""
         entry, opened = value
+        if entry.attr is None or not entry.nodeid:
+            raise ValueError(f"{entry!r} for a file that was just made")
         flags, backing_id = self.open_reply(entry.nodeid, opened)
         return entry, opened.fh, flags, backing_id
+
+
+def _no_reply(req: Request, value: Any) -> None:
+    return None
 
 
 class _Nowhere:

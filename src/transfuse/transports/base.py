@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from array import array
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from transfuse.errors import RemoteProtocolError
 from transfuse.wire.encode import Message, RangeReply
 from transfuse.wire.layout import Buffer
 
-__all__ = ["Channel", "ClientTransport", "Handler", "ServerTransport", "Undelivered", "flatten", "serve_channel"]
+__all__ = ["Channel", "ClientTransport", "Handler", "ServerTransport", "Undelivered", "Worker", "flatten", "serve_channel"]
 
 log = logging.getLogger("transfuse.transports")
 
@@ -35,12 +36,31 @@ class Channel(Protocol):
         """Send one message whole. False: the peer does not wait for it (any more)."""
         ...
 
-    def serve(self, handle: Handler, undelivered: Undelivered) -> None:
-        """Carry requests until the peer is gone."""
+    def serve(self, handle: Handler, undelivered: Undelivered, worker: Worker) -> None:
+        """Carry requests until the peer is gone or `worker` is sent home."""
         ...
 
     def close(self) -> None:
         """Free what belongs to this channel alone."""
+        ...
+
+
+class Worker(Protocol):
+    """The thread that serves a channel, as its loop sees it (see transfuse.workers)."""
+
+    counters: array[int]
+    """Shared by all workers: counters[0] is 1 when somebody wants to be woken by the next request."""
+    step_at: int
+    """Index of the counter to step before and after each request."""
+    park_at: int
+    """Index of the flag that asks this worker to rest after the request it serves."""
+
+    def wake(self) -> None:
+        """Called when counters[0] was found set."""
+        ...
+
+    def park(self) -> bool:
+        """Rest; False: go home."""
         ...
 
 
@@ -58,8 +78,9 @@ class ServerTransport(Protocol):
     can_notify: bool
     """Notifications reach the peer."""
 
-    def channels(self, workers: int) -> list[Channel]:
-        """At most `workers` channels; none for a wire whose peer calls `bind`'s handler itself."""
+    def open_channel(self) -> Channel | None:
+        """The first channel, or a further one (which may be had only once INIT is answered; OSError before). None for a
+        wire whose peer calls `bind`'s handler itself."""
         ...
 
     def bind(self, handle: Handler, undelivered: Undelivered) -> None:
@@ -96,18 +117,25 @@ class ClientTransport(Protocol):
         ...
 
 
-def serve_channel(channel: Channel, handle: Handler, undelivered: Undelivered) -> None:
+def serve_channel(channel: Channel, handle: Handler, undelivered: Undelivered, worker: Worker) -> None:
     """The loop of one worker in its plain form: one thread takes a request all the way down and its answer back up."""
     receive, send = channel.receive, channel.send
+    counters, step, park = worker.counters, worker.step_at, worker.park_at
     while (got := receive()) is not None:
+        counters[step] += 1
+        if counters[0]:
+            worker.wake()
         buffer, start, end = got
         try:
             message = handle(buffer, start, end, channel)
         except RemoteProtocolError as error:
             log.error("message dropped: %s", error)
-            continue
+            message = None
         if message is not None and not send(message):
             undelivered(buffer, start, message)
+        counters[step] += 1
+        if counters[park] and not worker.park():
+            return
 
 
 def flatten(message: Message) -> bytes:

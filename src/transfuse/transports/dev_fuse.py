@@ -1,8 +1,8 @@
 """The kernel's own wire: /dev/fuse, one request per read, one reply per write.
 
-Each worker has a channel: the first uses the mount's fd, the others clones of it (FUSE_DEV_IOC_CLONE), since a reply must
-be written to the fd its request was read from, and one queue per reader spares the wake-up of the wrong one. How the fd
-came to be (a mount, an inherited fd) is not this module's affair.
+Each worker has a channel: the first uses the mount's fd, the others clones of it (FUSE_DEV_IOC_CLONE), so that each has
+its own list of requests under way in the kernel (a reply must be written to the fd its request was read from). How the
+fd came to be (a mount, an inherited fd) is not this module's affair.
 
 The receive buffer is laid out so that a WRITE's payload begins on a page: header and write_in are 80 bytes, so requests
 are read to 80 bytes before the second page. A READ's data is fetched to a page boundary likewise, with the reply header
@@ -20,10 +20,15 @@ import select
 import struct
 import threading
 
-from transfuse.transports.base import Channel, Handler, Received, Undelivered, serve_channel
+from transfuse.transports.base import Channel, Handler, Received, Undelivered, Worker, serve_channel
 from transfuse.wire import flags as f
 from transfuse.wire.encode import Message, RangeReply
 from transfuse.wire.layout import Buffer
+
+try:
+    from transfuse._native import devloop as _devloop
+except ImportError:
+    _devloop = None  # type: ignore[assignment]  # the plain form: serve_channel
 
 __all__ = ["DevFuse", "DevFuseChannel", "sync_init"]
 
@@ -81,8 +86,9 @@ class DevFuseChannel:
             except OSError as error:
                 if error.errno in _GONE:
                     return None
-                # ENOENT: the request was interrupted while we picked it up. EAGAIN: another worker got it.
-                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                # ENOENT: the request was interrupted while we picked it up. EAGAIN: another worker got it. ENOMEM: the
+                # kernel has answered the request itself, with EIO (fs/fuse/dev.c, fuse_dev_do_read).
+                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN, errno.ENOMEM):
                     continue
                 raise
             if count == 0:
@@ -101,10 +107,9 @@ class DevFuseChannel:
         except OSError as error:
             if error.errno == errno.ENOENT or error.errno in _GONE:
                 return False
-            if error.errno == errno.EINVAL:
-                log.error("the kernel refused a reply; the request ended with EIO")
-                return True
-            raise
+            # Whatever else it is, the kernel has ended the request with EIO (fs/fuse/dev.c, fuse_dev_do_write), and
+            # this worker has others to serve.
+            log.error("the kernel refused a reply (%s); the request ended with EIO", error)
         return True
 
     def _send_range(self, message: RangeReply) -> None:
@@ -124,14 +129,21 @@ class DevFuseChannel:
             view[_REPLY_START:PAGE] = message.header(count)
             os.write(self.fd, view[_REPLY_START : PAGE + count])
 
-    def serve(self, handle: Handler, undelivered: Undelivered) -> None:
+    def serve(self, handle: Handler, undelivered: Undelivered, worker: Worker) -> None:
         """Carry requests until the file system is unmounted."""
-        serve_channel(self, handle, undelivered)
+        if _devloop is None or self._poll is not None:
+            serve_channel(self, handle, undelivered, worker)
+            return
+        self._thread = threading.get_ident()
+        reply_area = self._reply_area = mmap.mmap(-1, PAGE + MAX_WRITE)
+        _devloop.serve(self, self.fd, self._area, _START, _ROOM, reply_area, PAGE, handle, undelivered, worker)
 
     def close(self) -> None:
-        """Close a clone; the connection's own fd is the transport's."""
+        """Close a clone; the connection's own fd is the transport's. A reply that comes later still goes nowhere,
+        and not to whatever has the fd's number by then."""
+        fd, self.fd = self.fd, -1
         if self._owned:
-            os.close(self.fd)
+            os.close(fd)
             self._owned = False
 
 
@@ -150,15 +162,15 @@ class DevFuse:
         self.fd = fd
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC) if wakeable else None
         self._closed = False
+        self._first_given = False
         if wakeable:
             os.set_blocking(fd, False)
 
-    def channels(self, workers: int) -> list[Channel]:
-        """One channel on the fd itself; further ones are made by `clone` once the connection is mounted."""
-        return [DevFuseChannel(self.fd, self._wake_fd, owned=False)]
-
-    def clone(self) -> Channel:
-        """A further channel; raises OSError before the file system is mounted."""
+    def open_channel(self) -> Channel:
+        """The first channel is the connection's own fd, further ones are clones (OSError before it is mounted)."""
+        if not self._first_given:
+            self._first_given = True
+            return DevFuseChannel(self.fd, self._wake_fd, owned=False)
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | (os.O_NONBLOCK if self._wake_fd is not None else 0))
         try:
             fcntl.ioctl(fd, f.FUSE_DEV_IOC_CLONE, struct.pack("I", self.fd))
@@ -173,7 +185,9 @@ class DevFuse:
     def register_backing(self, fd: int) -> int:
         """FUSE_DEV_IOC_BACKING_OPEN: the kernel will open `fd`'s file itself for each passthrough open, under this
         process's credentials. EPERM without CAP_SYS_ADMIN, ELOOP when stacked too deep, EINVAL if not regular."""
-        return fcntl.ioctl(self.fd, f.FUSE_DEV_IOC_BACKING_OPEN, struct.pack("=iIQ", fd, 0, 0))
+        # A mutable buffer: for bytes fcntl.ioctl() returns the buffer instead of the call's result, which is the id.
+        request = bytearray(struct.pack("=iIQ", fd, 0, 0))
+        return fcntl.ioctl(self.fd, f.FUSE_DEV_IOC_BACKING_OPEN, request, True)
 
     def unregister_backing(self, backing_id: int) -> None:
         """FUSE_DEV_IOC_BACKING_CLOSE; an unmounted connection has let go of it already."""
@@ -206,7 +220,8 @@ class DevFuse:
             os.eventfd_write(self._wake_fd, 1)
 
     def dispose(self) -> None:
-        """Close the fds; only when no worker reads any more."""
-        os.close(self.fd)
+        """Close the fds; only when no worker reads any more. Notifications fail with EBADF from then on."""
+        fd, self.fd = self.fd, -1
+        os.close(fd)
         if self._wake_fd is not None:
             os.close(self._wake_fd)

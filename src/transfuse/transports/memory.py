@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from transfuse.transports.base import Channel, Handler, Undelivered, flatten
+from transfuse.transports.base import Channel, Handler, Undelivered, Worker, flatten
 from transfuse.wire.encode import Message
 from transfuse.wire.layout import Buffer
 
@@ -29,9 +29,9 @@ class MemoryTransport:
         self._undelivered: Undelivered | None = None
         self._closed = False
 
-    def channels(self, workers: int) -> list[Channel]:
+    def open_channel(self) -> Channel | None:
         """None: the client's threads do the work."""
-        return []
+        return None
 
     def bind(self, handle: Handler, undelivered: Undelivered) -> None:
         """Take the session's handler."""
@@ -50,7 +50,7 @@ class MemoryTransport:
         """A memory wire has no loop: there is never anything to wait for."""
         return None
 
-    def serve(self, handle: Handler, undelivered: Undelivered) -> None:
+    def serve(self, handle: Handler, undelivered: Undelivered, worker: Worker) -> None:
         """Nothing to carry."""
 
     def send(self, message: Message) -> bool:

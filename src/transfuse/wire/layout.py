@@ -189,6 +189,11 @@ def _flatten(kind: Any, value: Any) -> Iterator[Any]:
             inner = _resolve(item)[0]
             for one in value:
                 yield from _flatten(inner, one)
+        case Chars(count):
+            # struct's "s" would cut or fill a value of another length without a word.
+            if len(value) != count:
+                raise ValueError(f"{len(value)} bytes where {count} belong")
+            yield value
         case type() if issubclass(kind, WireStruct):
             for field in kind.FIELDS:
                 if not isinstance(field.kind, Padding):
@@ -225,6 +230,8 @@ class _StructType(type):
                     annotation = eval(annotation, scope)
                 kind, minor = _resolve(annotation)
                 size = struct.calcsize("<" + _format(kind))
+                if getattr(kind, "ORDER", None) not in (None, order):
+                    raise TypeError(f"{name}.{field_name}: a structure in order {kind.ORDER!r} inside one in {order!r}")
                 fields.append(FieldInfo(field_name, offset, size, kind, minor))
                 offset += size
             kept = tuple(field.name for field in fields if not isinstance(field.kind, Padding))

@@ -1,13 +1,16 @@
-"""The structures of FUSE 7.45, one class per C struct of <linux/fuse.h>, fields in header order with the header's names.
+"""The structures of FUSE 7.45, one class per C struct of <linux/fuse.h>: fields in header order with its names.
 
 Times in Attr are signed here (the header says uint64_t; Linux reads them into a signed time64_t, so a file from 1960
 comes as a value that is negative as i64). Flexible array members (dirent names, group lists) follow their structure and
 are not part of it.
 """
 
+# The annotations are read by layout, where pad(4) and chars(128) are calls and not types.
+# mypy: disable-error-code="valid-type"
+
 from __future__ import annotations
 
-from transfuse.wire.layout import WireStruct, chars, fixed, i32, i64, pad, since, u16, u32, u64
+from transfuse.wire.layout import WireStruct, chars, i32, i64, pad, since, u16, u32, u64
 
 __all__ = [
     "AccessIn",

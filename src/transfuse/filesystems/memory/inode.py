@@ -146,7 +146,7 @@ class Inode:
     def kill_suidgid(self) -> None:
         """Clear setuid, and setgid where the group may execute (without that it means mandatory locking)."""
         mode = self.mode
-        if mode & (stat.S_ISUID | stat.S_ISGID) and stat.S_ISREG(mode):
+        if mode & (stat.S_ISUID | stat.S_ISGID) and self.children is None:
             self.mode = mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
 
     # -- directories ---------------------------------------------------------------------------------------------------

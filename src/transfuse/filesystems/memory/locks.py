@@ -44,7 +44,7 @@ class LockTable:
     """All locks of one filesystem, by inode number."""
 
     def __init__(self, max_locks: int = MAX_LOCKS) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         self._ranges: dict[int, list[_Held]] = {}
         self._whole: dict[int, dict[int, int]] = {}
         self._waits: dict[int, set[int]] = {}
@@ -59,7 +59,7 @@ class LockTable:
 
     # -- POSIX ---------------------------------------------------------------------------------------------------------
 
-    def get(self, ino: int, owner: int, lock: Lock) -> Lock | None:
+    def conflict(self, ino: int, owner: int, lock: Lock) -> Lock | None:
         """The first lock that keeps `owner` from `lock`."""
         with self._changed:
             for held in self._ranges.get(ino, ()):
@@ -76,7 +76,7 @@ class LockTable:
             and (held.kind == F_WRLCK or lock.kind == F_WRLCK)
         )
 
-    def set(self, req: Request, ino: int, owner: int, lock: Lock, wait: bool) -> None:
+    def acquire(self, req: Request, ino: int, owner: int, lock: Lock, wait: bool) -> None:
         """Take, change or drop (F_UNLCK) a range. EAGAIN when it is taken and `wait` is False; waiting ends with
         EDEADLK or InterruptedError."""
         if lock.kind not in (F_RDLCK, F_WRLCK, F_UNLCK) or not 0 <= lock.start <= lock.end:
@@ -179,7 +179,6 @@ class LockTable:
             raise OSError(errno.ENOLCK, f"{self._waiters} requests wait for locks")
         epoch = self._epoch
         self._waiters += 1
-        req.on_interrupt(None)  # may be left over from nobody; set below, outside of any other callback
         try:
             while in_way:
                 if owner is not None:
@@ -196,24 +195,17 @@ class LockTable:
                 self._waits.pop(owner, None)
 
     def _sleep(self, req: Request) -> None:
-        # The callback comes from another thread, which must not hold what we hold: the condition is released while
-        # waiting. on_interrupt calls at once if the request is interrupted already, so that is looked at first.
-        if req.interrupted:
-            return
         req.on_interrupt(self._wake)
         try:
-            self._changed.wait(WAKE_S)
+            # Interrupted before the callback was in place: nobody will notify.
+            if not req.interrupted:
+                self._changed.wait(WAKE_S)
         finally:
             req.on_interrupt(None)
 
     def _wake(self) -> None:
-        # An own thread could be inside on_interrupt with the condition held (interrupted between the look and the
-        # call): notifying is then up to WAKE_S late instead of a deadlock.
-        if self._changed.acquire(timeout=0.1):
-            try:
-                self._changed.notify_all()
-            finally:
-                self._changed.release()
+        with self._changed:  # reentrant: on_interrupt calls at once, in this thread, if the request is interrupted
+            self._changed.notify_all()
 
     def _closes_circle(self, owner: int) -> bool:
         seen: set[int] = set()

@@ -98,7 +98,7 @@ class SparseBytes:
 
     def truncate(self, size: int) -> None:
         """Cut or extend to `size` bytes; what is added is a hole."""
-        if size < self.size:
+        if size <= self.size:  # also what was reserved beyond the end
             keep, rest = divmod(size, PAGE)
             if rest:
                 self._zero_part(keep, rest, PAGE)

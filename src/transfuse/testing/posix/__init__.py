@@ -1,8 +1,8 @@
 """POSIX behaviour of a mounted directory, case by case, with no knowledge of what is behind it.
 
-Theory: the mount is a black box. A case makes files with ordinary system calls and compares errno, contents, modes, times
-and link counts with what POSIX and Linux promise; so the same cases judge a native directory (which shows that the case is
-right) and a FUSE mount (which shows that the mount is). Run them with
+Theory: the mount is a black box. A case makes files with ordinary system calls and compares errno, contents, modes,
+times and link counts with what POSIX and Linux promise; so the same cases judge a native directory (which shows that
+the case is right) and a FUSE mount (which shows that the mount is). Run them with
 
     python -m transfuse.testing.posix DIRECTORY [-k PATTERN] [--list] [--json] [--as UID:GID] [--like DIRECTORY]
 

@@ -19,7 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the cases and what they assert")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     parser.add_argument("--as", dest="user", metavar="UID:GID", help="run as this ordinary user (needs root)")
-    parser.add_argument("--like", metavar="DIRECTORY", help="fail if needs met in that directory are not met in this one")
+    parser.add_argument(
+        "--like", metavar="DIRECTORY", help="fail if needs met in that directory are not met in this one"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every outcome")
     options = parser.parse_args(arguments)
     cases = all_cases(options.k)

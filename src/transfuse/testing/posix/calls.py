@@ -1,8 +1,9 @@
 """System calls that the os module does not offer, or offers without the arguments the cases need.
 
-Theory: a POSIX case must reach the kernel with exactly the arguments it names, so every function here is one call of the
-C library with the same parameters in the same order, `dirfd` excepted, which defaults to the working directory. Paths are
-str (surrogateescape) or bytes. A failing call raises OSError with the errno of the kernel. Nothing here knows about cases.
+Theory: a POSIX case must reach the kernel with exactly the arguments it names, so every function here is one call of
+the C library with the same parameters in the same order, `dirfd` excepted, which defaults to the working directory.
+Paths are str (surrogateescape) or bytes. A failing call raises OSError with the errno of the kernel. Nothing here
+knows about cases.
 
 The C library must be one that exports these names: glibc 2.30 or later does. A missing name raises OSError(ENOSYS).
 """
@@ -109,8 +110,9 @@ def copy_file_range(
     source: int, source_offset: int | None, target: int, target_offset: int | None, count: int, flags: int = 0
 ) -> int:
     """copy_file_range(2); an offset of None uses and moves the descriptor's own position."""
-    arguments = [None if offset is None else ctypes.byref(ctypes.c_int64(offset))
-                 for offset in (source_offset, target_offset)]
+    arguments = [
+        None if offset is None else ctypes.byref(ctypes.c_int64(offset)) for offset in (source_offset, target_offset)
+    ]
     call = _function("copy_file_range", ctypes.c_ssize_t)
     return _checked(call(source, arguments[0], target, arguments[1], ctypes.c_size_t(count), ctypes.c_uint(flags)))
 

@@ -1,8 +1,9 @@
 """What a case is given: a fresh working directory, other users, other processes, and a clock that surely moves.
 
-Theory: a case runs in a process of its own (see runner), whose working directory is an empty directory on the filesystem
-under test; so cases use short relative names, may change umask, limits and signal handlers, and can't disturb each other.
-The parents of the working directory may be closed to other users: relative names don't pass through them.
+Theory: a case runs in a process of its own (see runner), whose working directory is an empty directory on the
+filesystem under test; so cases use short relative names, may change umask, limits and signal handlers, and can't
+disturb each other. The parents of the working directory may be closed to other users: relative names don't pass
+through them.
 
 `as_user` runs a function in a further child with other credentials and brings back its result or its exception.
 `spawn` runs one beside the case, with `ready`/`wait` to put the two in an order; every wait has an end.
@@ -77,7 +78,8 @@ PROJECT_GID = 54399
 def equal(actual: object, expected: object, what: str) -> None:
     """Fail unless the two are equal."""
     if actual != expected:
-        raise CheckFailed(f"{what}: expected {_shown(expected)}, found {_shown(actual)}")
+        octal = "mode" in what
+        raise CheckFailed(f"{what}: expected {_shown(expected, octal)}, found {_shown(actual, octal)}")
 
 
 def check(condition: bool, what: str) -> None:
@@ -105,9 +107,11 @@ def refused(numbers: int | tuple[int, ...], func: Callable[P, object], *args: P.
     raise CheckFailed(f"{call}: expected {wanted}, but it succeeded with {_shown(result)}")
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0o7777777:
-        return f"{value:#x}"
+def _shown(value: object, octal: bool = False) -> str:
+    if octal and isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:#o}"
+    if octal and isinstance(value, tuple):
+        return f"({', '.join(_shown(part, octal) for part in value)})"
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:90]}… ({len(text)} characters)"
 
@@ -266,7 +270,7 @@ def _child_main(
         if user is not None:
             become(user, groups)
         connection.send(("result", func(Other(connection))))
-    except BaseException as error:  # carried to the case, which raises it again
+    except BaseException as error:  # noqa: BLE001  carried to the case, which raises it again
         code = 1
         plain = error if isinstance(error, (OSError, CheckFailed, Skip)) else CheckFailed(repr(error))
         connection.send(("error", plain))
@@ -332,9 +336,7 @@ class Env:
         """Run functions as another user: `env.as_user(*ALICE)(os.mkdir, "d")`; needs Need.USERS."""
         return AsUser(User(uid, gid), groups)
 
-    def spawn(
-        self, func: Callable[[Other], object], user: User | None = None, groups: Sequence[int] = ()
-    ) -> Child:
+    def spawn(self, func: Callable[[Other], object], user: User | None = None, groups: Sequence[int] = ()) -> Child:
         """Start a function in a process of its own, beside the case."""
         return Child(func, user, groups)
 

@@ -1,12 +1,13 @@
 """Finding the cases and running each in a process of its own.
 
-Theory: a case is a function `case_NAME(env)` in a module of transfuse.testing.posix.cases; the module is its group, the
-decorator `needs` says what it depends on, its docstring's first line says what it asserts. The order is the source order.
+Theory: a case is a function `case_NAME(env)` in a module of transfuse.testing.posix.cases; the module is its group,
+the decorator `needs` says what it depends on, its docstring's first line says what it asserts. The order is that of
+the source.
 
-A run is: probe the needs once; for each case whose needs are met make a directory, fork, enter it, call the function, and
-read the outcome from a pipe; then remove the directory. A case that exceeds its time is killed; one that can't be killed
-(a server that never answers leaves a process in uninterruptible sleep) is reported as hanging and left behind, so that the
-run itself always ends.
+A run is: probe the needs once; for each case whose needs are met make a directory, fork, enter it, call the function,
+and read the outcome from a pipe; then remove the directory. A case that exceeds its time is killed; one that can't be
+killed (a server that never answers leaves a process in uninterruptible sleep) is reported as hanging and left behind,
+so that the run itself always ends.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ GROUPS = (
     "flock",
     "fallocate_seek",
     "copy_range",
-    "mmap",
+    "mappings",
     "fifo_socket_device",
     "statvfs",
     "unlinked",
@@ -106,8 +107,6 @@ def all_cases(pattern: str = "") -> list[Case]:
     """Every case in order, or those whose id contains the pattern."""
     found: list[Case] = []
     for group in GROUPS:
-        import os as _o
-        if not _o.path.exists(_o.path.join(_o.path.dirname(__file__), "cases", group + ".py")): continue  # DEV
         module = importlib.import_module(f"transfuse.testing.posix.cases.{group}")
         for name, function in vars(module).items():
             if name.startswith("case_") and callable(function):
@@ -208,7 +207,7 @@ def _run_here(case: Case, env: Env, connection: Connection, user: User | None) -
     except OSError as error:
         where = _line_of(error)
         outcome = ("fail", f"unexpected {environment.errno_name(error.errno)}: {error} ({where})")
-    except Exception as error:  # a defect of the case itself must not be taken for a pass
+    except Exception as error:  # noqa: BLE001  a defect of the case itself must not be taken for a pass
         outcome = ("fail", f"{type(error).__name__}: {error} ({_line_of(error)})")
     finally:
         connection.send(outcome)

@@ -7,7 +7,20 @@ import os
 import struct
 
 from transfuse.testing.posix.env import (
-    ALICE, BOB, CAROL, PROJECT_GID, Env, equal, get, make_directory, mode_of, needs, put, put_owned, refused, try_open,
+    ALICE,
+    BOB,
+    CAROL,
+    PROJECT_GID,
+    Env,
+    equal,
+    get,
+    make_directory,
+    mode_of,
+    needs,
+    put,
+    put_owned,
+    refused,
+    try_open,
 )
 from transfuse.testing.posix.needs import ACCESS_ACL, DEFAULT_ACL, Need
 

@@ -48,8 +48,10 @@ def case_two_processes_lose_nothing(env: Env) -> None:
             for index in range(250):
                 os.write(fd, (b"%c%03d" % (letter, index)).ljust(99, b".") + b"\n")
 
-    children = [env.spawn(lambda _other, letter=letter: write(letter))  # type: ignore[misc]
-                for letter in b"abcd"]
+    children = [
+        env.spawn(lambda _other, letter=letter: write(letter))  # type: ignore[misc]
+        for letter in b"abcd"
+    ]
     for child in children:
         child.result()
     lines = get("f").split(b"\n")[:-1]

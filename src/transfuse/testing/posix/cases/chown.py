@@ -6,7 +6,19 @@ import errno
 import os
 
 from transfuse.testing.posix.env import (
-    ALICE, BOB, PROJECT_GID, Env, equal, get, make_directory, mode_of, needs, opened, put, put_owned, refused,
+    ALICE,
+    BOB,
+    PROJECT_GID,
+    Env,
+    equal,
+    get,
+    make_directory,
+    mode_of,
+    needs,
+    opened,
+    put,
+    put_owned,
+    refused,
 )
 from transfuse.testing.posix.needs import Need
 

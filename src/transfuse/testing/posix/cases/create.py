@@ -7,7 +7,20 @@ import os
 import stat
 
 from transfuse.testing.posix.env import (
-    ALICE, BOB, PROJECT_GID, Env, check, equal, get, make_directory, mode_of, needs, opened, put, refused, try_open,
+    ALICE,
+    BOB,
+    PROJECT_GID,
+    Env,
+    check,
+    equal,
+    get,
+    make_directory,
+    mode_of,
+    needs,
+    opened,
+    put,
+    refused,
+    try_open,
 )
 from transfuse.testing.posix.needs import Need
 
@@ -107,9 +120,7 @@ def case_failed_excl_leaves_parent_times(env: Env) -> None:
     """An EEXIST changes nothing."""
     os.mkdir("d")
     put("d/f")
-    equal(
-        env.changed(lambda: refused(errno.EEXIST, try_open, "d/f", _NEW | os.O_EXCL), "d", "d/f"), ["", ""], "times"
-    )
+    equal(env.changed(lambda: refused(errno.EEXIST, try_open, "d/f", _NEW | os.O_EXCL), "d", "d/f"), ["", ""], "times")
 
 
 def case_three_times_of_a_new_file_agree(env: Env) -> None:

@@ -7,7 +7,17 @@ import os
 
 from transfuse.testing.posix.calls import AT_EMPTY_PATH, AT_SYMLINK_FOLLOW, linkat
 from transfuse.testing.posix.env import (
-    ALICE, Env, check, equal, get, make_directory, mode_of, needs, opened, put, refused,
+    ALICE,
+    Env,
+    check,
+    equal,
+    get,
+    make_directory,
+    mode_of,
+    needs,
+    opened,
+    put,
+    refused,
 )
 from transfuse.testing.posix.needs import Need
 
@@ -127,8 +137,11 @@ def case_rename_of_one_name_keeps_the_other(env: Env) -> None:
     put("a", b"x")
     os.link("a", "b")
     os.rename("a", "c")
-    equal((sorted(os.listdir(".")), os.stat("b").st_ino, os.stat("b").st_nlink),
-          (["b", "c"], os.stat("c").st_ino, 2), "names, inode, links")
+    equal(
+        (sorted(os.listdir(".")), os.stat("b").st_ino, os.stat("b").st_nlink),
+        (["b", "c"], os.stat("c").st_ino, 2),
+        "names, inode, links",
+    )
 
 
 @needs(Need.HARD_LINK)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+from collections.abc import Callable
 
 from transfuse.testing.posix.calls import F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, get_lock, set_lock
 from transfuse.testing.posix.env import Env, Other, check, equal, needs, opened, put, refused
@@ -15,7 +16,7 @@ _READ, _WRITE, _NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 _BUSY = (errno.EAGAIN, errno.EACCES)
 
 
-def _hold(kind: int, start: int, length: int) -> object:
+def _hold(kind: int, start: int, length: int) -> Callable[[Other], None]:
     """A function for spawn: lock, say so, wait, end."""
 
     def run(other: Other) -> None:
@@ -37,7 +38,7 @@ def _free(start: int, length: int, kind: int = _WRITE) -> bool:
 def case_write_lock_excludes(env: Env) -> None:
     """Neither a read nor a write lock goes beside a write lock of another process."""
     put("f")
-    child = env.spawn(_hold(_WRITE, 0, 10))  # type: ignore[arg-type]
+    child = env.spawn(_hold(_WRITE, 0, 10))
     child.wait_ready()
     with opened("f", os.O_RDWR) as fd:
         for kind in (_READ, _WRITE):
@@ -51,7 +52,7 @@ def case_write_lock_excludes(env: Env) -> None:
 def case_read_locks_share(env: Env) -> None:
     """Read locks go together, a write lock doesn't."""
     put("f")
-    child = env.spawn(_hold(_READ, 0, 10))  # type: ignore[arg-type]
+    child = env.spawn(_hold(_READ, 0, 10))
     child.wait_ready()
     with opened("f", os.O_RDWR) as fd:
         set_lock(fd, _READ, 0, 10)
@@ -64,7 +65,7 @@ def case_read_locks_share(env: Env) -> None:
 def case_getlk_names_the_holder(env: Env) -> None:
     """F_GETLK gives type, range and pid of the lock in the way."""
     put("f")
-    child = env.spawn(_hold(_WRITE, 100, 50))  # type: ignore[arg-type]
+    child = env.spawn(_hold(_WRITE, 100, 50))
     child.wait_ready()
     with opened("f", os.O_RDWR) as fd:
         found = get_lock(fd, _READ, 0, 0)
@@ -99,7 +100,7 @@ def case_close_of_any_descriptor_releases(env: Env) -> None:
 def case_end_of_process_releases(env: Env) -> None:
     """Also when it is killed."""
     put("f")
-    child = env.spawn(_hold(_WRITE, 0, 0))  # type: ignore[arg-type]
+    child = env.spawn(_hold(_WRITE, 0, 0))
     child.wait_ready()
     equal(_free(0, 1), False, "free before")
     child.kill()
@@ -168,7 +169,7 @@ def case_downgrade_and_upgrade(env: Env) -> None:
 def case_upgrade_against_a_reader_fails_and_keeps_the_read_lock(env: Env) -> None:
     """A refused upgrade loses nothing."""
     put("f")
-    child = env.spawn(_hold(_READ, 0, 10))  # type: ignore[arg-type]
+    child = env.spawn(_hold(_READ, 0, 10))
     child.wait_ready()
     with opened("f", os.O_RDWR) as fd:
         set_lock(fd, _READ, 0, 10)
@@ -308,8 +309,11 @@ def case_negative_ranges(env: Env) -> None:
     put("f")
     with opened("f", os.O_RDWR) as fd:
         set_lock(fd, _WRITE, 20, -10)
-        equal(env.spawn(lambda _other: [_free(9, 1), _free(10, 1), _free(19, 1), _free(20, 1)]).result(),
-              [True, False, False, True], "free ranges")
+        equal(
+            env.spawn(lambda _other: [_free(9, 1), _free(10, 1), _free(19, 1), _free(20, 1)]).result(),
+            [True, False, False, True],
+            "free ranges",
+        )
         refused(errno.EINVAL, set_lock, fd, _WRITE, -1, 1)
         refused(errno.EINVAL, set_lock, fd, _WRITE, 5, -10)
 
@@ -342,7 +346,7 @@ def case_through_another_name(env: Env) -> None:
     """The file is locked, not the name."""
     put("f")
     os.link("f", "g")
-    child = env.spawn(_hold(_WRITE, 0, 10))  # type: ignore[arg-type]
+    child = env.spawn(_hold(_WRITE, 0, 10))
     child.wait_ready()
     with opened("g", os.O_RDWR) as fd:
         refused(_BUSY, set_lock, fd, _WRITE, 0, 10)

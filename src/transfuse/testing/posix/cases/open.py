@@ -7,7 +7,19 @@ import fcntl
 import os
 
 from transfuse.testing.posix.env import (
-    ALICE, Env, check, equal, get, make_directory, needs, opened, put, put_owned, read_all, refused, try_open,
+    ALICE,
+    Env,
+    check,
+    equal,
+    get,
+    make_directory,
+    needs,
+    opened,
+    put,
+    put_owned,
+    read_all,
+    refused,
+    try_open,
 )
 from transfuse.testing.posix.needs import Need
 

@@ -183,22 +183,38 @@ def _through_link(call: PathCall) -> Callable[[Env], None]:
 
 
 for _name, (_call, _follows) in _ALL.items():
-    _add(f"{_name}_missing_directory_is_enoent", "A missing directory in the path is ENOENT.", _missing_directory(_call))
+    _add(
+        f"{_name}_missing_directory_is_enoent", "A missing directory in the path is ENOENT.", _missing_directory(_call)
+    )
     _add(f"{_name}_empty_path_is_enoent", "The empty path is ENOENT.", _empty(_call))
     _add(f"{_name}_file_as_directory_is_enotdir", "A file used as a directory is ENOTDIR.", _file_in_prefix(_call))
-    _add(f"{_name}_long_component_is_enametoolong", "A component over f_namemax is ENAMETOOLONG.", _long_component(_call))
+    _add(
+        f"{_name}_long_component_is_enametoolong", "A component over f_namemax is ENAMETOOLONG.", _long_component(_call)
+    )
     _add(f"{_name}_long_path_is_enametoolong", "A path of 4096 bytes is ENAMETOOLONG.", _long_path(_call))
     _add(f"{_name}_link_loop_is_eloop", "A loop of symbolic links is ELOOP.", _loop(_call), Need.SYMLINK)
     if _follows:
         _add(f"{_name}_link_to_itself_is_eloop", "A link to itself is ELOOP.", _loop_at_end(_call), Need.SYMLINK)
-    _add(f"{_name}_needs_search_permission", "No x on a directory of the path is EACCES.", _closed_directory(_call),
-         Need.USERS)
+    _add(
+        f"{_name}_needs_search_permission",
+        "No x on a directory of the path is EACCES.",
+        _closed_directory(_call),
+        Need.USERS,
+    )
 for _name, (_call, _follows) in _EXISTING.items():
     _add(f"{_name}_missing_name_is_enoent", "A missing last component is ENOENT.", _missing_name(_call))
 for _name in ("open", "stat", "lstat", "access", "chmod", "truncate", "utimens", "statvfs", "unlink"):
     _add(f"{_name}_of_4095_bytes_works", "The longest path works.", _longest_path(_ALL[_name][0]))
 for _name, (_call, _follows) in _ON_FREE.items():
-    _add(f"{_name}_needs_write_permission", "Creating in a directory without w is EACCES.",
-         _unwritable_directory(_call), Need.USERS)
-    _add(f"{_name}_works_through_a_link_to_a_directory", "A link in the middle of a path is followed.",
-         _through_link(_call), Need.SYMLINK)
+    _add(
+        f"{_name}_needs_write_permission",
+        "Creating in a directory without w is EACCES.",
+        _unwritable_directory(_call),
+        Need.USERS,
+    )
+    _add(
+        f"{_name}_works_through_a_link_to_a_directory",
+        "A link in the middle of a path is followed.",
+        _through_link(_call),
+        Need.SYMLINK,
+    )

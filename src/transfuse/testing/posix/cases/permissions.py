@@ -7,7 +7,19 @@ import os
 
 from transfuse.testing.posix import calls
 from transfuse.testing.posix.env import (
-    ALICE, BOB, CAROL, PROJECT_GID, Env, equal, get, make_directory, needs, put, put_owned, refused, try_open,
+    ALICE,
+    BOB,
+    CAROL,
+    PROJECT_GID,
+    Env,
+    equal,
+    get,
+    make_directory,
+    needs,
+    put,
+    put_owned,
+    refused,
+    try_open,
 )
 from transfuse.testing.posix.needs import Need
 

@@ -148,8 +148,11 @@ def case_random_overwrites(env: Env) -> None:
                     model.extend(bytes(offset - len(model)))
                 model[offset : offset + size] = data
             elif kind < 0.9:
-                equal(os.pread(fd, size, offset) == bytes(model[offset : offset + size]), True,
-                      f"step {step}: {size} bytes at {offset} are right")
+                equal(
+                    os.pread(fd, size, offset) == bytes(model[offset : offset + size]),
+                    True,
+                    f"step {step}: {size} bytes at {offset} are right",
+                )
             else:
                 os.ftruncate(fd, offset)
                 del model[offset:]

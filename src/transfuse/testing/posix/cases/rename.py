@@ -5,10 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from transfuse.testing.posix.calls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, renameat2
 from transfuse.testing.posix.env import (
-    ALICE, Env, check, equal, get, make_directory, needs, opened, put, put_owned, read_all, refused,
+    ALICE,
+    Env,
+    check,
+    equal,
+    get,
+    make_directory,
+    needs,
+    opened,
+    put,
+    put_owned,
+    read_all,
+    refused,
 )
 from transfuse.testing.posix.needs import Need
 
@@ -160,7 +172,11 @@ def case_symlink_itself_moves(env: Env) -> None:
 
 def case_every_type_over_every_file_type(env: Env) -> None:
     """File, link and fifo replace each other."""
-    makers = {"file": put, "link": lambda name: os.symlink("to", name), "fifo": os.mkfifo}
+    makers: dict[str, Callable[[str], None]] = {
+        "file": put,
+        "link": lambda name: os.symlink("to", name),
+        "fifo": os.mkfifo,
+    }
     for old, make_old in makers.items():
         for new, make_new in makers.items():
             make_old("a")
@@ -238,9 +254,7 @@ def case_failed_leaves_everything(env: Env) -> None:
     """A refused rename changes neither names nor times."""
     os.makedirs("p/d/e")
     put("p/f")
-    equal(
-        env.changed(lambda: refused(errno.EISDIR, os.rename, "p/f", "p/d"), "p", "p/f", "p/d"), ["", "", ""], "times"
-    )
+    equal(env.changed(lambda: refused(errno.EISDIR, os.rename, "p/f", "p/d"), "p", "p/f", "p/d"), ["", "", ""], "times")
 
 
 @needs(Need.RENAME_NOREPLACE)

@@ -7,7 +7,16 @@ import os
 
 from transfuse.testing.posix.calls import RENAME_EXCHANGE, renameat2
 from transfuse.testing.posix.env import (
-    ALICE, BOB, PROJECT_GID, Env, equal, make_directory, mode_of, needs, put, put_owned,
+    ALICE,
+    BOB,
+    PROJECT_GID,
+    Env,
+    equal,
+    make_directory,
+    mode_of,
+    needs,
+    put,
+    put_owned,
 )
 from transfuse.testing.posix.needs import Need
 
@@ -37,7 +46,7 @@ def case_sticky_unlink_by_owner_of_file(env: Env) -> None:
 @needs(Need.USERS)
 def case_sticky_unlink_by_owner_of_directory(env: Env) -> None:
     """The owner of the directory may, and root."""
-    _sticky(tuple(BOB))
+    _sticky(BOB)
     put_owned("t/f", ALICE)
     put_owned("t/g", ALICE)
     env.as_user(*BOB)(os.unlink, "t/f")
@@ -132,8 +141,11 @@ def case_setgid_directory_gives_group_and_bit_to_directories(env: Env) -> None:
     alice(os.mkdir, "d/e", 0o700)
     alice(os.mkdir, "d/e/f", 0o755)
     alice(put, "d/e/f/g")
-    equal([(os.stat(name).st_gid, mode_of(name)) for name in ("d/e", "d/e/f", "d/e/f/g")],
-          [(PROJECT_GID, 0o2700), (PROJECT_GID, 0o2755), (PROJECT_GID, 0o644)], "groups and modes")
+    equal(
+        [(os.stat(name).st_gid, mode_of(name)) for name in ("d/e", "d/e/f", "d/e/f/g")],
+        [(PROJECT_GID, 0o2700), (PROJECT_GID, 0o2755), (PROJECT_GID, 0o644)],
+        "groups and modes",
+    )
 
 
 @needs(Need.USERS)
@@ -166,8 +178,11 @@ def case_setgid_directory_for_root(env: Env) -> None:
     make_directory("d", 0o2755, (0, PROJECT_GID))
     put("d/f")
     os.mkdir("d/e")
-    equal((os.stat("d/f").st_gid, os.stat("d/e").st_gid, mode_of("d/e") & 0o2000),
-          (PROJECT_GID, PROJECT_GID, 0o2000), "groups and bit")
+    equal(
+        (os.stat("d/f").st_gid, os.stat("d/e").st_gid, mode_of("d/e") & 0o2000),
+        (PROJECT_GID, PROJECT_GID, 0o2000),
+        "groups and bit",
+    )
 
 
 @needs(Need.USERS)

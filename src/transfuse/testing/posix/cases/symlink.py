@@ -12,7 +12,9 @@ from transfuse.testing.posix.needs import Need
 
 def case_target_is_kept_as_it_is(env: Env) -> None:
     """Any bytes but NUL come back, and need not exist."""
-    for index, target in enumerate((b"x", b"/", b"../..", b"a//b/./c", b"\xff\xfe", b" space ", b"new\nline", b"t" * 1000)):
+    for index, target in enumerate(
+        (b"x", b"/", b"../..", b"a//b/./c", b"\xff\xfe", b" space ", b"new\nline", b"t" * 1000)
+    ):
         os.symlink(target, b"l%d" % index)
         equal(os.readlink(b"l%d" % index), target, "target")
 
@@ -116,7 +118,7 @@ def case_own_times_can_be_set(env: Env) -> None:
 
 
 def case_slash_after_link_to_file_is_enotdir(env: Env) -> None:
-    """"link/" must be a directory."""
+    """ "link/" must be a directory."""
     put("f")
     os.mkdir("d")
     os.symlink("f", "l")

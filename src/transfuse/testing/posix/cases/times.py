@@ -7,11 +7,27 @@ import os
 import time
 
 from transfuse.testing.posix.calls import (
-    AT_STATX_DONT_SYNC, AT_STATX_FORCE_SYNC, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, UTIME_NOW, UTIME_OMIT, statx,
+    AT_STATX_DONT_SYNC,
+    AT_STATX_FORCE_SYNC,
+    AT_SYMLINK_NOFOLLOW,
+    STATX_BASIC_STATS,
+    UTIME_NOW,
+    UTIME_OMIT,
+    statx,
     utimensat,
 )
 from transfuse.testing.posix.env import (
-    ALICE, BOB, Env, check, equal, make_directory, needs, opened, put, put_owned, refused,
+    ALICE,
+    BOB,
+    Env,
+    check,
+    equal,
+    make_directory,
+    needs,
+    opened,
+    put,
+    put_owned,
+    refused,
 )
 from transfuse.testing.posix.needs import Need
 
@@ -208,8 +224,18 @@ def case_statx_agrees_with_stat(env: Env) -> None:
     check(wide.mask & STATX_BASIC_STATS == STATX_BASIC_STATS, f"mask is {wide.mask:#x}")
     equal(
         (wide.mode, wide.uid, wide.gid, wide.nlink, wide.size, wide.ino, wide.blocks, wide.mtime_ns, wide.ctime_ns),
-        (found.st_mode, found.st_uid, found.st_gid, found.st_nlink, found.st_size, found.st_ino, found.st_blocks,
-         found.st_mtime_ns, found.st_ctime_ns), "fields",
+        (
+            found.st_mode,
+            found.st_uid,
+            found.st_gid,
+            found.st_nlink,
+            found.st_size,
+            found.st_ino,
+            found.st_blocks,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+        ),
+        "fields",
     )
 
 

@@ -7,7 +7,18 @@ import errno
 import os
 
 from transfuse.testing.posix.env import (
-    ALICE, BOB, Env, check, equal, get, make_directory, needs, opened, put, put_owned, refused,
+    ALICE,
+    BOB,
+    Env,
+    check,
+    equal,
+    get,
+    make_directory,
+    needs,
+    opened,
+    put,
+    put_owned,
+    refused,
 )
 from transfuse.testing.posix.needs import Need
 
@@ -137,8 +148,11 @@ def case_on_directories(env: Env) -> None:
     os.mkdir("d")
     os.setxattr("d", "user.a", b"x")
     put("d/f")
-    equal((os.getxattr("d", "user.a"), [n for n in os.listxattr("d/f") if n.startswith("user.")]), (b"x", []),
-          "value, and the names of a file below")
+    equal(
+        (os.getxattr("d", "user.a"), [n for n in os.listxattr("d/f") if n.startswith("user.")]),
+        (b"x", []),
+        "value, and the names of a file below",
+    )
 
 
 @needs(Need.USER_XATTR)

@@ -1,0 +1,106 @@
+"""Changing attributes, links' targets, extended attributes and filesystem figures.
+
+Attributes are changed as the server: the peer's kernel has checked the caller's right, and root may do all of it.
+Order within one request: owner (which clears setuid), size (which sets mtime), mode, times.
+
+Extended attributes have no call that takes an O_PATH fd, so they go through /proc/self/fd, which leads to the inode
+itself, also for symbolic links. Names and values pass as they are: the peer's kernel has decided who may touch
+security.* and trusted.*.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from transfuse.filesystems.hostdir import syscalls
+from transfuse.filesystems.hostdir.core import REGULAR, Core
+from transfuse.filesystems.hostdir.handles import OpenFile
+from transfuse.filesystems.hostdir.nodes import HeldFd, stale
+from transfuse.filesystems.hostdir.syscalls import PROC_FD, timespec
+from transfuse.fs.request import Request
+from transfuse.fs.values import Attr, AttrChanges, Statfs
+
+__all__ = ["Attributes"]
+
+S_ISGID = 0o2000
+LEAVE = -1
+
+
+class Attributes(Core):
+    """What concerns inodes rather than names or data."""
+
+    def setattr(self, req: Request, nodeid: int, changes: AttrChanges, fh: int | None) -> Attr:
+        """Apply the changes by the open file, or by the node; ctime is the host's own."""
+        file = self.opened.get(fh) if fh is not None else None
+        ref = file.ref if file is not None else self._ref(nodeid)
+        fd = ref.fd
+        if changes.uid is not None or changes.gid is not None:
+            syscalls.chown_fd(
+                fd,
+                LEAVE if changes.uid is None else changes.uid,
+                LEAVE if changes.gid is None else changes.gid,
+            )
+        if changes.size is not None:
+            self._truncate(
+                nodeid, file if isinstance(file, OpenFile) else None, ref, changes.size, changes.kill_suidgid
+            )
+        if changes.mode is not None:
+            syscalls.chmod_fd(fd, changes.mode & 0o7777)
+        atime = timespec(changes.atime_ns, changes.atime_now)
+        mtime = timespec(changes.mtime_ns, changes.mtime_now)
+        if atime[1] != syscalls.UTIME_OMIT or mtime[1] != syscalls.UTIME_OMIT:
+            syscalls.set_times(fd, atime, mtime)
+        found = self.probe(fd, b"")
+        if found is None:
+            raise stale(nodeid)
+        return found[0]
+
+    def _truncate(self, nodeid: int, file: OpenFile | None, ref: HeldFd, size: int, kill: bool) -> None:
+        node = self._node(nodeid)
+        if node.kind != REGULAR:
+            raise OSError(errno.EINVAL, "only regular files have a size to set")
+        if file is not None:
+            held = file.ref
+        else:
+            held = HeldFd(self._with_room(syscalls.reopen, ref.fd, os.O_WRONLY))
+        if kill:
+            self.credentials.without_fsetid(lambda: os.ftruncate(held.fd, size))
+        else:
+            os.ftruncate(held.fd, size)
+
+    def readlink(self, req: Request, nodeid: int) -> bytes:
+        """The target of a symbolic link, as it is written there."""
+        return os.readlink(b"", dir_fd=self._ref(nodeid).fd)
+
+    def statfs(self, req: Request, nodeid: int) -> Statfs:
+        """Figures of the host filesystem that holds the node."""
+        st = os.fstatvfs(self._ref(nodeid).fd)
+        return Statfs(
+            st.f_blocks, st.f_bfree, st.f_bavail, st.f_files, st.f_ffree, st.f_bsize, st.f_namemax, st.f_frsize
+        )
+
+    # -- extended attributes ------------------------------------------------------------------------------------------
+
+    def getxattr(self, req: Request, nodeid: int, name: bytes) -> bytes:
+        """The value of an extended attribute, ACLs (system.posix_acl_*) included."""
+        ref = self._ref(nodeid)
+        return os.getxattr(PROC_FD % ref.fd, name)
+
+    def listxattr(self, req: Request, nodeid: int) -> Sequence[bytes]:
+        """Names of all extended attributes that the server may see."""
+        ref = self._ref(nodeid)
+        return [os.fsencode(name) for name in os.listxattr(PROC_FD % ref.fd)]
+
+    def setxattr(self, req: Request, nodeid: int, name: bytes, value: bytes, flags: int, kill_sgid: bool) -> None:
+        """Set an extended attribute; `kill_sgid`: it is an ACL set by somebody outside the group of a setgid file."""
+        ref = self._ref(nodeid)
+        os.setxattr(PROC_FD % ref.fd, name, value, flags)
+        if kill_sgid and (found := self.probe(ref.fd, b"")) is not None and found[0].mode & S_ISGID:
+            syscalls.chmod_fd(ref.fd, found[0].mode & 0o7777 & ~S_ISGID)
+
+    def removexattr(self, req: Request, nodeid: int, name: bytes) -> None:
+        """Remove an extended attribute."""
+        ref = self._ref(nodeid)
+        os.removexattr(PROC_FD % ref.fd, name)

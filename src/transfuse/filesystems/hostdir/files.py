@@ -1,0 +1,390 @@
+"""Operations on open files and directories.
+
+read() answers with the place of the bytes, and an open regular file is offered to the kernel as a backing file, so data
+does not pass through Python objects except in write(), whose buffer is the one the request came in.
+
+setuid and setgid: the session tells when a write or truncation comes from a caller that may not keep these bits; the
+server is root and may, so such a call is made without CAP_FSETID where the bits are set. The kernel's own passthrough
+writes would not clear them, so a file that has them is not offered for that.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from transfuse.filesystems.hostdir import locks, syscalls
+from transfuse.filesystems.hostdir.core import DIRECTORY, REGULAR, Core
+from transfuse.filesystems.hostdir.handles import OpenDirectory, OpenFile
+from transfuse.filesystems.hostdir.nodes import HeldFd, Node, stale
+from transfuse.fs.request import Request
+from transfuse.fs.values import Attr, DirEntry, Entry, FileRange, IoctlResult, Lock, Opened
+
+__all__ = ["Files"]
+
+T = TypeVar("T")
+Buffer = bytes | bytearray | memoryview
+
+KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+"""open(2) flags that reach the host. Not O_DIRECT: the buffers of a server are not aligned as it would want."""
+SET_ID_BITS = 0o6000
+WRITE_KILL_SUIDGID = 4
+MAX_COPY = 0x7FFF_F000
+"""Most bytes Linux copies in one call."""
+SEEK_KINDS = (os.SEEK_DATA, os.SEEK_HOLE)
+
+FS_IOC_GETFLAGS, FS_IOC32_GETFLAGS = 0x80086601, 0x80046601
+FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS = 0x40086602, 0x40046602
+FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
+FLAGS_SIZE = 4
+"""The flags are an int although the number says long (<linux/fs.h>)."""
+FSXATTR_SIZE = 28
+PRIVILEGED_FLAGS = 0x30
+"""FS_IMMUTABLE_FL | FS_APPEND_FL need CAP_LINUX_IMMUTABLE."""
+PRIVILEGED_XFLAGS = 0x18
+"""FS_XFLAG_IMMUTABLE | FS_XFLAG_APPEND."""
+
+
+class Files(Core):
+    """What needs an fh, and how one is got."""
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def _host_flags(self, flags: int) -> int:
+        flags = flags & KEPT_FLAGS | os.O_CLOEXEC
+        if self.writeback:
+            # The peer reads what it writes in part, and has done the appending itself.
+            flags &= ~os.O_APPEND
+            if flags & os.O_ACCMODE == os.O_WRONLY:
+                flags = flags & ~os.O_ACCMODE | os.O_RDWR
+        return flags
+
+    def open(self, req: Request, nodeid: int, flags: int) -> Opened:
+        """Open a regular file, truncating it with O_TRUNC."""
+        node = self._node(nodeid)
+        if node.kind != REGULAR:
+            raise OSError(errno.EISDIR if node.kind == DIRECTORY else errno.ENXIO, "only regular files are opened")
+        host_flags = self._host_flags(flags)
+        kill = bool(flags & os.O_TRUNC) and req.uid != 0 and self.credentials.can_switch
+        if kill:
+            host_flags &= ~os.O_TRUNC
+        base = node.ref
+        attr: Attr | None = None
+        if base is None:
+            fd, attr = self._find_again(node, node.parent)
+            base = HeldFd(fd)
+        else:
+            base.used = True
+        file = OpenFile(HeldFd(self._reopen(base.fd, host_flags, flags)), node)
+        if kill and flags & os.O_ACCMODE:
+            self._killing(file.ref.fd, lambda: os.ftruncate(file.ref.fd, 0))
+        self.nodes.lend(node, file.ref)
+        return self._opened(file, attr, flags)
+
+    def _find_again(self, node: Node, parent: Node | None) -> tuple[int, Attr]:
+        """An O_PATH fd of a node without one, which is not kept: the open file's own will serve."""
+        try:
+            return self._find(node, None if parent is None else parent.ref or self._hold(parent))
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        ref = self._hold(node)  # minds a rename at the same moment
+        found = self.probe(ref.fd, b"")
+        if found is None:
+            raise stale(node.nodeid)
+        return os.dup(ref.fd), found[0]
+
+    def _reopen(self, fd: int, host_flags: int, flags: int) -> int:
+        try:
+            return self._with_room(syscalls.reopen, fd, host_flags)
+        except PermissionError:
+            # What an unprivileged server may lack: ownership for O_NOATIME, the right to read for write-back.
+            plain = host_flags & ~os.O_NOATIME
+            if self.writeback:
+                plain = plain & ~os.O_ACCMODE | flags & os.O_ACCMODE
+            if plain == host_flags:
+                raise
+            return syscalls.reopen(fd, plain)
+
+    def _opened(self, file: OpenFile, attr: Attr | None, flags: int) -> Opened:
+        """The reply to an open, by cache mode."""
+        fd = file.ref.fd
+        opened = Opened(self._new_fh(file))
+        opened.noflush = not self.posix_locks and not self.writeback
+        if self.offer_backing and not (
+            flags & os.O_ACCMODE and self.credentials.can_switch and os.fstat(fd).st_mode & SET_ID_BITS
+        ):
+            opened.backing_fd = fd
+        if self.direct_io:
+            opened.direct_io = opened.parallel_direct_writes = True
+        elif self.cache == "always":
+            opened.keep_cache = True
+        elif not (self.passed_through and opened.backing_fd is not None):
+            opened.keep_cache = self._unchanged(file, attr)
+        return opened
+
+    def _unchanged(self, file: OpenFile, attr: Attr | None) -> bool:
+        """Is the file as it was when it was last opened?"""
+        if attr is None:
+            found = self.probe(file.ref.fd, b"")
+            if found is None:
+                return False
+            attr = found[0]
+        node = file.node
+        seen = hash((attr.mtime_ns, attr.ctime_ns, attr.size))
+        same = node.seen == seen
+        node.seen = seen
+        return same
+
+    def create(self, req: Request, parent: int, name: bytes, mode: int, umask: int, flags: int) -> tuple[Entry, Opened]:
+        """Make and open a regular file as the caller. One that exists is opened, unless O_EXCL."""
+        node, ref = self._directory(parent, name)
+        host_flags = self._host_flags(flags)
+        making = host_flags & ~os.O_TRUNC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        mode &= 0o7777
+        try:
+            fd = self._with_room(
+                self.credentials.make, req, umask & 0o777, mode, lambda: os.open(name, making, mode, dir_fd=ref.fd)
+            )
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            return self._create_existing(req, parent, name, flags)
+        held = HeldFd(fd)
+        found = self.probe(fd, b"")
+        if found is None:
+            raise stale(parent)
+        attr, key = found
+        child = self.nodes.remember(attr, key, node, name, ref.fd)
+        return self._made_open(held, child, attr, flags)
+
+    def _made_open(self, held: HeldFd, node: Node, attr: Attr, flags: int) -> tuple[Entry, Opened]:
+        try:
+            file = OpenFile(held, node)
+            self.nodes.lend(node, held)
+            return Entry(attr, node.nodeid), self._opened(file, attr, flags)
+        except OSError:
+            self.nodes.forget(node.nodeid, 1)
+            raise
+
+    def _create_existing(self, req: Request, parent: int, name: bytes, flags: int) -> tuple[Entry, Opened]:
+        """Somebody else made the file since the peer looked, so the peer could not check the caller's right to it."""
+        entry = self.lookup(req, parent, name)
+        if entry.attr is None:
+            raise FileNotFoundError(errno.ENOENT, f"{name!r} came and went")
+        try:
+            if entry.attr.mode >> 12 == REGULAR:
+                ref = self._ref(entry.nodeid)
+                HeldFd(self.credentials.make(req, -1, 0, lambda: syscalls.reopen(ref.fd, flags & os.O_ACCMODE)))
+            return entry, self.open(req, entry.nodeid, flags)
+        except OSError:
+            self.forget(req, entry.nodeid, 1)
+            raise
+
+    def tmpfile(self, req: Request, parent: int, mode: int, umask: int, flags: int) -> tuple[Entry, Opened]:
+        """Make and open a file without a name; link() may give it one unless O_EXCL."""
+        ref = self._ref(parent)
+        making = self._host_flags(flags) & ~os.O_TRUNC | os.O_TMPFILE | flags & os.O_EXCL
+        mode &= 0o7777
+        fd = self._with_room(
+            self.credentials.make, req, umask & 0o777, mode, lambda: os.open(b".", making, mode, dir_fd=ref.fd)
+        )
+        held = HeldFd(fd)
+        found = self.probe(fd, b"")
+        if found is None:
+            raise stale(parent)
+        node = self.nodes.add_nameless(found[0], found[1], held)
+        return self._made_open(held, node, found[0], flags)
+
+    def release(self, req: Request, nodeid: int, fh: int, flags: int, lock_owner: int, flock_unlock: bool) -> None:
+        """Close the file. Its BSD lock ends here even if a backing file of the kernel's lives on."""
+        file = self.opened.pop(fh, None)
+        if file.__class__ is not OpenFile:
+            raise OSError(errno.EBADF, f"fh {fh} is not an open file")
+        assert isinstance(file, OpenFile)
+        if file.flocked:
+            locks.flock(file.ref.fd, locks.UNLOCK)
+            self.waiters.wake(nodeid)
+        if not self.nodes.take_back(file.node, file.ref):
+            path_fd = syscalls.reopen(file.ref.fd, os.O_PATH)
+            self.nodes.pin(file.node, HeldFd(path_fd), False)
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def read(self, req: Request, nodeid: int, fh: int, size: int, offset: int) -> FileRange:
+        """Where the bytes are. EBADF reaches the peer from there if the file was not opened for reading."""
+        file = self.opened.get(fh)
+        if file.__class__ is not OpenFile:
+            raise OSError(errno.EBADF, f"fh {fh} is not an open file")
+        return FileRange(file.ref.fd, offset, size)
+
+    def write(self, req: Request, nodeid: int, fh: int, data: Buffer, offset: int, flags: int) -> int:
+        """pwrite(2) from the request's buffer; a file open for appending ignores `offset`."""
+        file = self.opened.get(fh)
+        if file.__class__ is not OpenFile:
+            raise OSError(errno.EBADF, f"fh {fh} is not an open file")
+        fd = file.ref.fd
+        if flags & WRITE_KILL_SUIDGID and self.credentials.can_switch and os.fstat(fd).st_mode & SET_ID_BITS:
+            return self.credentials.without_fsetid(lambda: os.pwrite(fd, data, offset))
+        return os.pwrite(fd, data, offset)
+
+    def _killing(self, fd: int, call: Callable[[], T]) -> T:
+        """call(), which changes the file's data on behalf of an ordinary user."""
+        if self.credentials.can_switch and os.fstat(fd).st_mode & SET_ID_BITS:
+            return self.credentials.without_fsetid(call)
+        return call()
+
+    def flush(self, req: Request, nodeid: int, fh: int, lock_owner: int) -> None:
+        """Drop the POSIX locks of whoever closed the file."""
+        self.locks.drop(nodeid, lock_owner)
+
+    def fsync(self, req: Request, nodeid: int, fh: int, datasync: bool) -> None:
+        """fsync(2) or fdatasync(2)."""
+        (os.fdatasync if datasync else os.fsync)(self._file(fh).ref.fd)
+
+    def fallocate(self, req: Request, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2) with whatever modes the host's filesystem has."""
+        fd = self._file(fh).ref.fd
+        if req.uid:
+            self._killing(fd, lambda: syscalls.fallocate(fd, mode, offset, length))
+        else:
+            syscalls.fallocate(fd, mode, offset, length)
+
+    def lseek(self, req: Request, nodeid: int, fh: int, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE of the host's file. The position of the shared fd means nothing: I/O has offsets."""
+        if whence not in SEEK_KINDS:
+            raise OSError(errno.EINVAL, f"whence {whence}")
+        return os.lseek(self._file(fh).ref.fd, offset, whence)
+
+    def copy_file_range(
+        self,
+        req: Request,
+        nodeid_in: int,
+        fh_in: int,
+        offset_in: int,
+        nodeid_out: int,
+        fh_out: int,
+        offset_out: int,
+        length: int,
+        flags: int,
+    ) -> int:
+        """copy_file_range(2); EXDEV and EOPNOTSUPP make the peer copy by itself."""
+        if flags:
+            raise OSError(errno.EINVAL, f"copy_file_range flags {flags:#x}")
+        source, target = self._file(fh_in).ref.fd, self._file(fh_out).ref.fd
+        length = min(length, MAX_COPY)
+        if req.uid:
+            return self._killing(target, lambda: os.copy_file_range(source, target, length, offset_in, offset_out))
+        return os.copy_file_range(source, target, length, offset_in, offset_out)
+
+    def ioctl(
+        self, req: Request, nodeid: int, fh: int, cmd: int, arg: int, data: bytes, out_size: int, flags: int
+    ) -> IoctlResult | bytes | int:
+        """File attributes (lsattr, chattr, project ids). Everything else is ENOTTY: an ioctl can do anything."""
+        opened = self.opened.get(fh)
+        if opened is None:
+            raise OSError(errno.EBADF, f"fh {fh} is not open")
+        fd = opened.ref.fd
+        if cmd in (FS_IOC_GETFLAGS, FS_IOC32_GETFLAGS):
+            return bytes(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[: min(out_size, FLAGS_SIZE)]
+        if cmd == FS_IOC_FSGETXATTR:
+            return bytes(fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(FSXATTR_SIZE)))[:out_size]
+        if cmd in (FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS):
+            return self._set_flags(req, fd, data)
+        if cmd == FS_IOC_FSSETXATTR:
+            return self._set_fsxattr(req, fd, data)
+        raise OSError(errno.ENOTTY, f"ioctl {cmd:#x} is not passed on")
+
+    @staticmethod
+    def _set_flags(req: Request, fd: int, data: bytes) -> int:
+        if len(data) < FLAGS_SIZE:
+            raise OSError(errno.EINVAL, f"{len(data)} bytes of flags")
+        wanted = struct.unpack_from("=I", data)[0]
+        now = struct.unpack_from("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[0]
+        if req.uid and (wanted ^ now) & PRIVILEGED_FLAGS:
+            raise PermissionError(errno.EPERM, "only root changes the immutable and append-only flags")
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=I4x", wanted))
+        return 0
+
+    @staticmethod
+    def _set_fsxattr(req: Request, fd: int, data: bytes) -> int:
+        if len(data) < FSXATTR_SIZE:
+            raise OSError(errno.EINVAL, f"{len(data)} bytes of fsxattr")
+        wanted = struct.unpack_from("=I", data)[0]
+        now = struct.unpack_from("=I", fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(FSXATTR_SIZE)))[0]
+        if req.uid and (wanted ^ now) & PRIVILEGED_XFLAGS:
+            raise PermissionError(errno.EPERM, "only root changes the immutable and append-only flags")
+        fcntl.ioctl(fd, FS_IOC_FSSETXATTR, data[:FSXATTR_SIZE])
+        return 0
+
+    # -- locks --------------------------------------------------------------------------------------------------------
+
+    def getlk(self, req: Request, nodeid: int, fh: int, owner: int, lock: Lock) -> Lock | None:
+        """The POSIX lock in the way, of this mount's processes or the host's."""
+        self._file(fh)
+        return self.locks.get(nodeid, owner, lock)
+
+    def setlk(self, req: Request, nodeid: int, fh: int, owner: int, lock: Lock, wait: bool) -> None:
+        """Take or drop a POSIX lock. There is no detection of deadlocks."""
+        self._file(fh)
+        if wait and lock.kind != locks.UNLOCK:
+            self.waiters.wait(req, nodeid, lambda: self.locks.set(nodeid, owner, lock))
+        else:
+            self.locks.set(nodeid, owner, lock)
+
+    def flock(self, req: Request, nodeid: int, fh: int, owner: int, kind: int, wait: bool) -> None:
+        """Take or drop the BSD lock of the open file, which is one on the host's file too."""
+        file = self._file(fh)
+        fd = file.ref.fd
+        if kind == locks.UNLOCK:
+            locks.flock(fd, kind)
+            self.waiters.wake(nodeid)
+            return
+        if wait:
+            self.waiters.wait(req, nodeid, lambda: locks.flock(fd, kind))
+        else:
+            locks.flock(fd, kind)
+        file.flocked = True
+
+    # -- directories --------------------------------------------------------------------------------------------------
+
+    def opendir(self, req: Request, nodeid: int, flags: int) -> Opened:
+        """Open a directory for listing."""
+        node = self._node(nodeid)
+        if node.kind != DIRECTORY:
+            raise NotADirectoryError(errno.ENOTDIR, f"node {nodeid} is not a directory")
+        ref = self._ref(nodeid)
+        fd = self._open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, ref.fd)
+        opened = Opened(self._new_fh(OpenDirectory(HeldFd(fd), node)))
+        opened.cache_dir = opened.keep_cache = self.cache == "always"
+        return opened
+
+    def _open_directory(self, fh: int) -> OpenDirectory:
+        opened = self.opened.get(fh)
+        if not isinstance(opened, OpenDirectory):
+            raise OSError(errno.EBADF, f"fh {fh} is not an open directory")
+        return opened
+
+    def readdir(self, req: Request, nodeid: int, fh: int, offset: int) -> Sequence[DirEntry]:
+        """Some entries after `offset`, with the host's own offsets as cookies."""
+        opened = self.opened.get(fh)
+        if opened.__class__ is not OpenDirectory:
+            raise OSError(errno.EBADF, f"fh {fh} is not an open directory")
+        return opened.read(offset)
+
+    def releasedir(self, req: Request, nodeid: int, fh: int, flags: int) -> None:
+        """Close the directory."""
+        self._open_directory(fh)
+        self.opened.pop(fh, None)
+
+    def fsyncdir(self, req: Request, nodeid: int, fh: int, datasync: bool) -> None:
+        """fsync(2) of a directory."""
+        (os.fdatasync if datasync else os.fsync)(self._open_directory(fh).ref.fd)
+
+    def syncfs(self, req: Request, nodeid: int) -> None:
+        """syncfs(2) of the source's filesystem."""
+        syscalls.sync_filesystem(self.root.fd)
