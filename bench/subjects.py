@@ -247,7 +247,7 @@ def all_subjects() -> list[Subject]:
         ours("plain", "pure Python, cache=always, kernel passthrough", compiled=False, options="cache=always"),
         ours("plain-nopass", "pure Python, cache=always, no passthrough", compiled=False,
              options="cache=always,no_passthrough"),
-        Subject("bindfs", "bindfs -f, its defaults (it keeps kernel caches off by design)",
+        Subject("bindfs", "bindfs -f, its defaults (it sets attr_timeout=0)",
                 lambda source, target: ["bindfs", "-f", str(source), str(target)], check=_installed("bindfs")),
         Subject("libfuse-ll", "libfuse example passthrough_ll, -o cache=always",
                 lambda source, target: [str(binary / "passthrough_ll"), "-f", "-o", f"source={source},cache=always",

@@ -23,5 +23,6 @@ from transfuse.fs.values import (
     Opened,
     Statfs,
 )
+from transfuse.server import Mount, Server, mount
 
 __version__ = "0.1.0"

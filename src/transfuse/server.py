@@ -8,6 +8,7 @@ filesystem), late calls are interrupted and waited for, fds are closed.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -23,7 +24,7 @@ from transfuse.session.notify import Notifier
 from transfuse.session.server import BugHandler, ServerSession, log_bug
 from transfuse.transports.base import Channel, ServerTransport
 from transfuse.transports.dev_fuse import DevFuse, sync_init
-from transfuse.transports.mount.attach import Mounted, open_and_attach
+from transfuse.transports.mount.attach import Method, Mounted, open_and_attach
 from transfuse.transports.mount.options import MountOptions, parse_options
 from transfuse.wire.encode import Message
 from transfuse.wire.layout import Buffer
@@ -134,10 +135,13 @@ class Server:
         """Wait until the peer is gone (unmounted); False when the time is up."""
         return self._finished.wait(timeout_s)
 
-    def close(self) -> None:
-        """Stop serving. A kernel mount must have been unmounted before, or its users get errors. Idempotent."""
+    def close(self) -> bool:
+        """Stop serving. A kernel mount must have been unmounted before, or its users get errors. Idempotent.
+
+        False when a request would not end: its worker still uses the transport's fds.
+        """
         if self._closed:
-            return
+            return self._finished.is_set()
         self._closed = True
         self.transport.close()
         self.session.interrupt_all()
@@ -145,6 +149,7 @@ class Server:
         if not self._finished.is_set() and not any(worker.thread.is_alive() for worker in self.pool.workers):
             self._end()
         self.executor.close()
+        return self._finished.is_set()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -156,12 +161,15 @@ class Server:
 
 
 class Mount:
-    """A mounted filesystem; a context manager that unmounts at its end."""
+    """A mounted filesystem; a context manager that unmounts at its end. What is still mounted when the interpreter
+    exits is unmounted then, or its users would be left with a dead mount."""
 
     def __init__(self, server: Server, transport: DevFuse, mounted: Mounted) -> None:
         self.server = server
         self.transport = transport
         self.mounted = mounted
+        self._closed = False
+        atexit.register(self.close)
 
     @property
     def mountpoint(self) -> str:
@@ -190,7 +198,11 @@ class Mount:
 
     def close(self) -> None:
         """Unmount and stop. Where files are still open the mount disappears at once and lives on for them until the
-        connection is cut right after; open files then give ENOTCONN."""
+        connection is cut right after; open files then give ENOTCONN. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
         if not self.server.wait(0):
             try:
                 self.mounted.umount()
@@ -199,8 +211,8 @@ class Mount:
                 self._detach()
         if not self.server.wait(5):
             self._abort()
-        self.server.close()
-        self.transport.dispose()
+        if self.server.close():
+            self.transport.dispose()
 
     def _detach(self) -> None:
         try:
@@ -231,7 +243,7 @@ def mount(
     options: MountOptions | Iterable[str] = (),
     *,
     workers: int = DEFAULT_WORKERS,
-    method: str = "auto",
+    method: Method = "auto",
     on_bug: BugHandler = log_bug,
     before_serving: Callable[[], None] | None = None,
 ) -> Mount:
@@ -241,6 +253,7 @@ def mount(
     and the way out), MountOptionError, or ConnectionError when the kernel did not connect.
     """
     parsed = options if isinstance(options, MountOptions) else parse_options(list(options))
+    permissions = parsed.default_permissions
     started: list[tuple[Server, DevFuse]] = []
 
     def start(fd: int) -> None:

@@ -1,7 +1,7 @@
 """Programs that once broke kernels, run harmlessly: `kernel_bugs.py aio|aio-umount|remount DIR`.
 
-aio: IOCB_CMD_POLL on a freshly mounted /dev/fuse descriptor (lockdep splat, fixed by Linux commit 76e43c8ccaa3).
-remount: mount(2), then MS_REMOUNT with the full option string (NULL pointer in fuse_parse_param, fixed by b330966f79fb).
+aio: IOCB_CMD_POLL on a freshly mounted /dev/fuse descriptor (a lock taken with interrupts on, Linux 4.19 to 5.3).
+remount: mount(2), then MS_REMOUNT with the full option string (NULL pointer in fuse_parse_param, Linux 5.3 -next).
 They run in a process of their own, so that a hang is the test's timeout and not the end of the test run.
 """
 
@@ -14,9 +14,9 @@ import struct
 import sys
 import threading
 
-from transfuse.transports.mount import open_and_attach, parse_options, syscalls
-
 from raw_server import start  # beside this file
+
+from transfuse.transports.mount import open_and_attach, parse_options, syscalls
 
 libc = ctypes.CDLL(None, use_errno=True)
 # io_setup, io_destroy, io_getevents, io_submit

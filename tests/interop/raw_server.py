@@ -1,7 +1,7 @@
 """The smallest thing that keeps a FUSE mount alive: answers INIT, GETATTR and STATFS of the root, ENOSYS to the rest.
 
 Made of literal struct formats (linux/fuse.h, little use of anything else) so that tests of mounting do not depend on
-the server under construction. As a program, `raw_server.py DIR OPTIONS METHOD [sync]` mounts, says so in one line of JSON,
+transfuse's own server. As a program, `raw_server.py DIR OPTIONS METHOD [sync]` mounts, says so in one line of JSON,
 serves until its standard input ends, unmounts, and says that too.
 """
 
@@ -28,7 +28,9 @@ def attr_out(mode: int) -> bytes:
     return struct.pack("=QII6Q10I", 0, 0, 0, 1, 0, 0, *now[:3], *now[3:], mode, 2, os.getuid(), os.getgid(), 0, 4096, 0)
 
 
-def serve(fd: int, mode: int = stat.S_IFDIR | 0o755, init_error: int = 0, answered: threading.Event | None = None) -> None:
+def serve(
+    fd: int, mode: int = stat.S_IFDIR | 0o755, init_error: int = 0, answered: threading.Event | None = None
+) -> None:
     """Until the mount ends (ENODEV), or INIT was refused."""
     while True:
         try:
@@ -80,7 +82,9 @@ def main(mountpoint: str, option_string: str, method: str, sync: str = "") -> in
         options = mount.parse_options([option_string])
         mounted = mount.open_and_attach(mountpoint, options, method, before_mount)  # type: ignore[arg-type]
     except mount.MountError as e:
-        print(json.dumps({"error": str(e), "step": e.step, "errno": e.errno, "text": e.text, "hint": e.hint}), flush=True)
+        print(
+            json.dumps({"error": str(e), "step": e.step, "errno": e.errno, "text": e.text, "hint": e.hint}), flush=True
+        )
         return 32
     if not sync:
         start(mounted.device_fd)

@@ -1,4 +1,4 @@
-"""A directory tree with everything in it that copying programs must carry over, and a comparison that misses none of it.
+"""A directory tree with all that copying programs must carry over, and a comparison that misses none of it.
 
 Theory: two trees are the same if the same names have the same type, mode, owner, times, content, target, device number,
 extended attributes, and if the same names share an inode. Directory sizes, inode numbers and ctime are not compared:

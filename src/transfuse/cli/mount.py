@@ -177,7 +177,7 @@ def serve_inherited(
     if options.read_only:
         filesystem = ReadOnly(filesystem)  # the mount's flags are not ours to set
     transport = DevFuse(fd, wakeable=True)
-    server = Server(filesystem, transport, workers=1)
+    server = Server(filesystem, transport, workers=settings.get("workers", DEFAULT_WORKERS))
     with StopSignals().caught() as signals:
         try:
             server.start()
@@ -186,11 +186,6 @@ def serve_inherited(
             connection = server.connection
             if connection is None:
                 raise CommandError(f"descriptor {fd}", "no INIT came", "mount it first", MOUNT_FAILED)
-            for _ in range(settings.get("workers", DEFAULT_WORKERS) - 1):
-                try:
-                    server.add_channel(transport.clone())
-                except OSError:
-                    break  # /dev/fuse is often not there for such a server: one worker is what it can have
             ready.announce(announcement(source.text, f"descriptor {fd}", "inherited", connection), environment())
             signals.wait(server.wait)
         finally:

@@ -234,14 +234,17 @@ class FileRange:
     """A read() result that says where the bytes are instead of carrying them: `length` bytes of `fd` from `offset`.
 
     The transport moves them without a copy through a Python object. Fewer bytes may arrive at the end of the file.
+    `owner` is whatever keeps `fd` open; it is held until the bytes were fetched, so that a release at the same moment
+    cannot give the number to another file.
     """
 
-    __slots__ = ("fd", "length", "offset")
+    __slots__ = ("fd", "length", "offset", "owner")
 
-    def __init__(self, fd: int, offset: int, length: int) -> None:
+    def __init__(self, fd: int, offset: int, length: int, owner: object = None) -> None:
         self.fd = fd
         self.offset = offset
         self.length = length
+        self.owner = owner
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ to a remembered request, or an `Event` (a notification). Nothing is sent or awai
 States: *new* (only `init` may be sent) → *running* once INIT was answered. An answer in an older major that we speak
 too leaves the session new: `init` is sent again in that major (fuse.h, "Protocol changelog and version negotiation").
 
-What a server may get wrong is sorted in two: a message that belongs to no request (RemoteProtocolError: the server can't
+What a server may get wrong is sorted: a malformed notification (BadNotification: nobody waits for it), a message that belongs to no request (RemoteProtocolError: the server can't
 be trusted with the connection), and a wrong answer to one request (BadReply, a RemoteProtocolError that says to which:
 that request fails, as with Linux, which ends it with EIO).
 
@@ -33,7 +33,7 @@ from transfuse.wire.layout import Buffer, ByteOrder, WireStruct
 from transfuse.wire.opcodes import OPERATIONS, Opcode, opcode_name
 from transfuse.wire.structs import BatchForgetIn, ForgetIn, ForgetOne, InitIn, InitOut, InterruptIn, NotifyRetrieveIn
 
-__all__ = ["ABSENT", "DEFAULT_FLAGS", "BadReply", "ClientSession", "Credentials", "Pending", "Reply"]
+__all__ = ["ABSENT", "DEFAULT_FLAGS", "BadNotification", "BadReply", "ClientSession", "Credentials", "Pending", "Reply"]
 
 PAGE = 4096
 MAX_IN_FLIGHT = 1 << 16
@@ -176,6 +176,10 @@ class BadReply(RemoteProtocolError):
         self.pending = pending
 
 
+class BadNotification(RemoteProtocolError):
+    """A malformed notification. Linux answers EINVAL and goes on; nobody waits for it."""
+
+
 class ClientSession:
     """One connection's client side. Methods may be called from several threads at a time."""
 
@@ -268,7 +272,7 @@ class ClientSession:
             if b"\0" in name:
                 raise LocalProtocolError(f"{opcode_name(opcode)}: {name[:64]!r} contains NUL")
             body += name + b"\0"
-        if len(payload) > connection.max_write:
+        if opcode == Opcode.WRITE and len(payload) > connection.max_write:
             raise LocalProtocolError(f"{len(payload)} bytes of payload, {connection.max_write} were agreed")
         at = _LIMIT_AT.get(opcode)
         pending = self._remember(opcode, nodeid, args[at] if at is not None else 0)
@@ -365,10 +369,14 @@ class ClientSession:
         if unique == 0:
             if self.connection is None:
                 raise RemoteProtocolError(f"notification {error} before INIT was answered")
-            return decode_notification(error, buffer, self.order, self.connection.minor)
+            try:
+                return decode_notification(error, buffer, self.order, self.connection.minor)
+            except RemoteProtocolError as wrong:
+                raise BadNotification(str(wrong)) from wrong
         unique &= ~f.FUSE_UNIQUE_RESEND
         if unique & 1:
-            return self._interrupt_reply(unique, error, size)
+            self._interrupt_reply(unique, error, size)
+            return None
         pending = self.in_flight.pop(unique, None)
         if pending is None:
             if self.resent and unique <= self._last_unique:

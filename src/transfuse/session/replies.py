@@ -198,7 +198,7 @@ class Replies:
             # Checked here, since what is wrong with them would surface only in the transport.
             if not (0 <= value.fd <= MAX_FD and 0 <= value.offset <= MAX_OFFSET and value.length >= 0):
                 raise ValueError(f"FileRange(fd={value.fd}, offset={value.offset}, length={value.length})")
-            return RangeReply(req.unique, self.order, value.fd, value.offset, min(value.length, room))
+            return RangeReply(req.unique, self.order, value.fd, value.offset, min(value.length, room), value.owner)
         if kind is not bytes and kind is not bytearray:
             value = memoryview(value).cast("B")
         count = len(value)

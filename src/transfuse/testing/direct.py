@@ -161,10 +161,10 @@ class DirectVolume(Volume):
             self.fs.forget(self.request(), nodeid, count)
 
     @contextmanager
-    def node(self, path: str) -> Iterator[tuple[int, Attr | None]]:
+    def node(self, path: str, follow: bool = False) -> Iterator[tuple[int, Attr | None]]:
         """Walk to `path`: its nodeid and, unless it is the root, attributes. Held while the context lasts.
 
-        Symbolic links on the way are followed, the last component is not.
+        Symbolic links on the way are followed, the last component only with `follow`, and then it must be a directory.
         """
         nodeid, attr = int(ROOT_ID), None
         held: list[int] = []
@@ -185,7 +185,7 @@ class DirectVolume(Volume):
                 if entry.attr is None:
                     raise FileNotFoundError(errno.ENOENT, "no such name", path)
                 held.append(entry.nodeid)
-                if ahead and stat.S_ISLNK(entry.attr.mode):
+                if (ahead or follow) and stat.S_ISLNK(entry.attr.mode):
                     links += 1
                     if links > MAX_LINKS:
                         raise OSError(errno.ELOOP, "too many symbolic links", path)
@@ -196,6 +196,8 @@ class DirectVolume(Volume):
                     continue
                 above.append((nodeid, attr))
                 nodeid, attr = entry.nodeid, entry.attr
+            if follow and attr is not None and not stat.S_ISDIR(attr.mode):
+                raise NotADirectoryError(errno.ENOTDIR, "not a directory", path)
             yield nodeid, attr
         finally:
             for held_id in held:
@@ -203,11 +205,11 @@ class DirectVolume(Volume):
 
     @contextmanager
     def parent(self, path: str) -> Iterator[tuple[int, bytes]]:
-        """Walk to the directory of `path`: its nodeid and the last name."""
+        """Walk to the directory of `path`, which must be searchable: its nodeid and the last name."""
         above, _, name = path.rpartition("/")
-        with self.node(above + "/.") as (nodeid, attr):
-            if attr is not None and not stat.S_ISDIR(attr.mode):
-                raise NotADirectoryError(errno.ENOTDIR, "not a directory", path)
+        with self.node(above, follow=True) as (nodeid, _):
+            if self.uid and "access" in self.operations:
+                self.fs.access(self.request(), nodeid, 1)
             yield nodeid, os.fsencode(name)
 
     def _made(self, path: str, make: Callable[[int, bytes], Entry]) -> None:
@@ -222,7 +224,7 @@ class DirectVolume(Volume):
         return self._on(path, lambda nodeid: _stat(self.fs.getattr(self.request(), nodeid, None)))
 
     def scandir(self, path: str) -> list[tuple[str, int, int]]:
-        with self.node(path + "/.") as (nodeid, _):
+        with self.node(path, follow=True) as (nodeid, _):
             fh = self.fs.opendir(self.request(), nodeid, 0).fh if "opendir" in self.operations else 0
             try:
                 return self._listing(nodeid, fh)
@@ -299,7 +301,7 @@ class DirectVolume(Volume):
 
     def _open(self, path: str, flags: int) -> DirectFile:
         above, _, name = path.rpartition("/")
-        with self.node(above + "/.") as (parent, _):
+        with self.node(above, follow=True) as (parent, _):
             nodeid = self.fs.lookup(self.request(), parent, os.fsencode(name)) if name else None
             target = nodeid.nodeid if nodeid is not None else int(ROOT_ID)
             try:
@@ -314,7 +316,7 @@ class DirectVolume(Volume):
             return DirectFile(self, target, fh, flags)
 
     def tmpfile(self, path: str, flags: int = os.O_RDWR, mode: int = 0o644) -> OpenFile:
-        with self.node(path + "/.") as (nodeid, _):
+        with self.node(path, follow=True) as (nodeid, _):
             entry, opened = self.fs.tmpfile(self.request(), nodeid, mode, 0, flags)
             return DirectFile(self, entry.nodeid, opened.fh, flags)
 

@@ -25,6 +25,8 @@ class RangeReply(NamedTuple):
     fd: int
     offset: int
     length: int
+    owner: object = None
+    """Keeps `fd` open until the bytes were fetched."""
 
     def header(self, count: int) -> bytes:
         """The 16-byte out_header in front of `count` bytes."""

@@ -342,7 +342,19 @@ class Core(Filesystem):
                 found = self.probe(held.fd, place)
                 if found is not None and found[1] == node.key:
                     return found[0]
-            ref = self._hold(node)
+                ref = self._hold(node)
+            elif parent is None and place is not None:
+                try:
+                    fd, attr = self._find(node, None)  # by handle: seen on the way, no need to look again
+                except OSError as error:
+                    if error.errno != errno.ESTALE:
+                        raise
+                    ref = self._hold(node)  # minds a rename at the same moment
+                else:
+                    self.nodes.hold(node, HeldFd(fd))
+                    return attr
+            else:
+                ref = self._hold(node)
         else:
             ref.used = True
         found = self.probe(ref.fd, b"")

@@ -220,7 +220,8 @@ class Files(Core):
         file = self.opened.get(fh)
         if file.__class__ is not OpenFile:
             raise OSError(errno.EBADF, f"fh {fh} is not an open file")
-        return FileRange(file.ref.fd, offset, size)
+        ref = file.ref
+        return FileRange(ref.fd, offset, size, ref)
 
     def write(self, req: Request, nodeid: int, fh: int, data: Buffer, offset: int, flags: int) -> int:
         """pwrite(2) from the request's buffer; a file open for appending ignores `offset`."""

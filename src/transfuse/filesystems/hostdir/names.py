@@ -11,7 +11,7 @@ import errno
 import os
 
 from transfuse.filesystems.hostdir import syscalls
-from transfuse.filesystems.hostdir.core import O_PATH_FLAGS, Core
+from transfuse.filesystems.hostdir.core import DIRECTORY, O_PATH_FLAGS, Core
 from transfuse.filesystems.hostdir.nodes import HeldFd, Node
 from transfuse.filesystems.hostdir.syscalls import Key
 from transfuse.fs.request import Request
@@ -96,27 +96,24 @@ class Names(Core):
             self._bury(doomed)
 
     def _doom(self, ref: HeldFd, name: bytes) -> Doomed | None:
-        """Before `name` is removed: if the peer knows the inode, get hold of it."""
-        found = self.probe(ref.fd, name)
+        """Before `name` is removed: if the peer knows the inode, get hold of it. One open and one statx."""
+        try:
+            fd = HeldFd(self._open(name, O_PATH_FLAGS, ref.fd))
+        except FileNotFoundError:
+            return None
+        found = self.probe(fd.fd, b"")
         if found is None:
             return None
         attr, key = found
         node = self.nodes.by_key.get(key)
         if node is None:
             return None
-        last = attr.nlink <= 1 or attr.mode >> 12 == 4
+        last = attr.nlink <= 1 or node.kind == DIRECTORY
         if not last and self.nodes.keep_handles and key.__class__ is int:
-            handle = syscalls.take_handle(ref.fd, name)
+            handle = syscalls.take_handle(fd.fd, b"")
             if handle is not None:
                 return node, handle, False
-        held = node.ref
-        if held is None or (node not in self.nodes.held and node not in self.nodes.pinned):
-            # No fd, or that of an open file, which goes with it.
-            held = HeldFd(self._open(name, O_PATH_FLAGS, ref.fd))
-            again = self.probe(held.fd, b"")
-            if again is None or again[1] != key:
-                return None
-        return node, held, last
+        return node, fd, last
 
     def _bury(self, doomed: Doomed) -> None:
         """The name is removed."""

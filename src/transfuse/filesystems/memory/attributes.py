@@ -65,11 +65,11 @@ class Attributes(State):
                 self._truncate(inode, changes.size)
             now = self._clock()
             if changes.uid is not None or changes.gid is not None:
-                self._chown(inode, changes)
+                self._chown(req, inode, changes)
             if changes.mode is not None:
                 self._chmod(req, inode, changes.mode)
             elif changes.size is not None and (changes.kill_suidgid or (self.check_permissions and req.uid != 0)):
-                inode.kill_suidgid()
+                self._kill_suidgid(req, inode)
             if changes.atime_now:
                 inode.atime_ns = now
             elif changes.atime_ns is not None:
@@ -117,22 +117,26 @@ class Attributes(State):
         assert inode.data is not None
         inode.data.truncate(size)
 
-    def _chown(self, inode: Inode, changes: AttrChanges) -> None:
+    def _chown(self, req: Request, inode: Inode, changes: AttrChanges) -> None:
         if changes.uid is not None:
             inode.uid = changes.uid
         if changes.gid is not None:
             inode.gid = changes.gid
         # Even for root (chown(2)); directories keep their setgid bit.
-        inode.kill_suidgid()
+        self._kill_suidgid(req, inode)
         self._drop_capabilities(inode)
 
     def _chmod(self, req: Request, inode: Inode, mode: int) -> None:
         mode &= 0o7777
-        if self.check_permissions and req.uid != 0 and not self._in_group(req, inode.gid):
+        if self._strips_setgid(req, inode):
             mode &= ~stat.S_ISGID
         inode.mode = stat.S_IFMT(inode.mode) | mode
         if inode.acl is not None:
             inode.acl = acl_with_mode(inode.acl, mode)
+
+    def _strips_setgid(self, req: Request, inode: Inode) -> bool:
+        """Must a change of mode or ACL by this caller clear setgid? (A kernel that checks permissions says so itself.)"""
+        return self.check_permissions and req.uid != 0 and not self._in_group(req, inode.gid)
 
     def _drop_capabilities(self, inode: Inode) -> None:
         if inode.xattrs and CAPABILITY_XATTR in inode.xattrs:
@@ -206,6 +210,8 @@ class Attributes(State):
                 self._need_owner(req, inode)
                 if name == ACCESS_XATTR:
                     inode.acl = None
+                    if self._strips_setgid(req, inode):
+                        inode.mode &= ~stat.S_ISGID
                 else:
                     inode.default_acl = None
                 inode.touch_ctime(self._clock())
@@ -272,7 +278,7 @@ class Attributes(State):
             inode.acl = None
         else:
             mode = acl_to_mode(acl, inode.mode)
-            if kill_sgid or (self.check_permissions and req.uid != 0 and not self._in_group(req, inode.gid)):
+            if kill_sgid or self._strips_setgid(req, inode):
                 mode &= ~stat.S_ISGID
             inode.mode = mode
             inode.acl = None if is_minimal(acl) else acl

@@ -68,7 +68,7 @@ class Files(State):
             if flags & O_TRUNC and inode.data is not None:
                 inode.data.truncate(0)
                 if req.uid != 0:
-                    inode.kill_suidgid()
+                    self._kill_suidgid(req, inode)
                 inode.touch_mtime(self._clock())
             return opened
 
@@ -167,7 +167,7 @@ class Files(State):
             now = self._clock()
             inode.mtime_ns = inode.ctime_ns = now
             if inode.mode & 0o6000 and (flags & WRITE_KILL_SUIDGID or (self.check_permissions and req.uid != 0)):
-                inode.kill_suidgid()
+                self._kill_suidgid(req, inode)
         return len(data)
 
     def fallocate(self, req: Request, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None:
@@ -194,7 +194,7 @@ class Files(State):
             else:
                 inode.data.allocate(offset, length, zero=bool(what), keep_size=keep_size, max_pages=self._max_pages)
             if req.uid != 0:
-                inode.kill_suidgid()
+                self._kill_suidgid(req, inode)
             inode.touch_mtime(self._clock())
 
     def lseek(self, req: Request, nodeid: int, fh: int, offset: int, whence: int) -> int:
@@ -259,7 +259,7 @@ class Files(State):
             if done:
                 target.inode.touch_mtime(self._clock())
                 if req.uid != 0:
-                    target.inode.kill_suidgid()
+                    self._kill_suidgid(req, target.inode)
             return done
 
     # -- the rest ------------------------------------------------------------------------------------------------------

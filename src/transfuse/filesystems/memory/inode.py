@@ -143,11 +143,12 @@ class Inode:
         """The content changed."""
         self.mtime_ns = self.ctime_ns = now_ns
 
-    def kill_suidgid(self) -> None:
-        """Clear setuid, and setgid where the group may execute (without that it means mandatory locking)."""
+    def kill_suidgid(self, in_group: bool = True) -> None:
+        """Clear setuid, and setgid unless the caller is in the group and the group may not execute (which once meant
+        mandatory locking): Linux's setattr_should_drop_sgid()."""
         mode = self.mode
         if mode & (stat.S_ISUID | stat.S_ISGID) and self.children is None:
-            self.mode = mode & ~stat.S_ISUID & ~(stat.S_ISGID if mode & stat.S_IXGRP else 0)
+            self.mode = mode & ~stat.S_ISUID & ~(0 if in_group and not mode & stat.S_IXGRP else stat.S_ISGID)
 
     # -- directories ---------------------------------------------------------------------------------------------------
 

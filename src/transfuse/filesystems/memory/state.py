@@ -229,6 +229,11 @@ class State(Filesystem):
     def _in_group(req: Request, gid: int) -> bool:
         return gid == req.gid or gid in req.groups
 
+    def _kill_suidgid(self, req: Request, inode: Inode) -> None:
+        """The content or the owner changed: privileges given to the old file end."""
+        if inode.mode & (stat.S_ISUID | stat.S_ISGID):
+            inode.kill_suidgid(req.uid == 0 or self._in_group(req, inode.gid))
+
     def _need(self, req: Request, inode: Inode, want: int) -> None:
         if self.check_permissions and not self._allowed(req, inode, want):
             raise error(errno.EACCES)

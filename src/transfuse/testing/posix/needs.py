@@ -1,9 +1,9 @@
 """What a case needs from the process, the mount and the filesystem, and how each need is found out.
 
 Theory: filesystems differ where POSIX and Linux let them (ext4 has the ZERO_RANGE of fallocate, tmpfs has not; some
-give every directory one link). A case never asks for the *name* of a filesystem: it states a need, and every need is probed by
-trying the thing once. A need that isn't met turns the case into a skip with the reason found here, never into
-silence; comparing the needs of a mount with those of the directory behind it (`lost`) shows what the mount lost.
+give every directory one link). A case never asks for the *name* of a filesystem: it states a need, and every need is
+probed by trying the thing once. A need that isn't met turns the case into a skip with the reason found here, never
+into silence; comparing the needs of a mount with those of the directory behind it (`lost`) shows what the mount lost.
 
 This module must not use Env: the probe comes first.
 """
