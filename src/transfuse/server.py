@@ -24,8 +24,9 @@ from transfuse.session.notify import Notifier
 from transfuse.session.server import BugHandler, ServerSession, log_bug
 from transfuse.transports.base import Channel, ServerTransport
 from transfuse.transports.dev_fuse import DevFuse, sync_init
-from transfuse.transports.mount.attach import Method, Mounted, open_and_attach
-from transfuse.transports.mount.options import MountOptions, parse_options
+from transfuse.transports.mount import Mounted
+from transfuse.transports.mount.attach import Method, open_and_attach
+from transfuse.transports.mount.options import MountOptions, parse_options, unknown_option
 from transfuse.wire.encode import Message
 from transfuse.wire.layout import Buffer
 from transfuse.workers import WorkerPool
@@ -253,6 +254,8 @@ def mount(
     and the way out), MountOptionError, or ConnectionError when the kernel did not connect.
     """
     parsed = options if isinstance(options, MountOptions) else parse_options(list(options))
+    if parsed.rest:
+        raise unknown_option(*parsed.rest[0])
     permissions = parsed.default_permissions
     started: list[tuple[Server, DevFuse]] = []
 
@@ -273,9 +276,10 @@ def mount(
     try:
         mounted = open_and_attach(os.fspath(mountpoint), parsed, method, before_mount)
     except BaseException:
-        for server, _ in started:
-            # open_and_attach closed the device, which ends the worker's read.
-            server.close()
+        for server, transport in started:
+            # The kernel gave the connection up, which ended the worker's read.
+            if server.close():
+                transport.dispose()
         raise
     if not started:
         start(mounted.device_fd)

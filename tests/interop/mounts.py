@@ -22,12 +22,12 @@ END_LIMIT_S = 15.0
 
 # kind: (source, options); a source of None is a fresh host directory
 KINDS: dict[str, tuple[str | None, str]] = {
-    "hostdir": (None, "allow_other"),
-    "hostdir-passthrough-off": (None, "allow_other,no_passthrough"),
-    "hostdir-writeback": (None, "allow_other,writeback"),
-    "hostdir-cache-never": (None, "allow_other,cache=never"),
-    "hostdir-cache-always": (None, "allow_other,cache=always"),
-    "memory": ("memory:", "allow_other"),
+    "hostdir": (None, "allow_other,suid,dev"),
+    "hostdir-passthrough-off": (None, "allow_other,suid,dev,no_passthrough"),
+    "hostdir-writeback": (None, "allow_other,suid,dev,writeback"),
+    "hostdir-cache-never": (None, "allow_other,suid,dev,cache=never"),
+    "hostdir-cache-always": (None, "allow_other,suid,dev,cache=always"),
+    "memory": ("memory:", "allow_other,suid,dev"),
 }
 # The ones every program runs on; cache=always is for a directory that nobody else changes, which holds here too.
 PROGRAM_KINDS = ("hostdir", "hostdir-passthrough-off", "hostdir-writeback", "memory")

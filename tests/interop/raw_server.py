@@ -1,4 +1,4 @@
-"""The smallest thing that keeps a FUSE mount alive: answers INIT, GETATTR and STATFS of the root, ENOSYS to the rest.
+"""The smallest thing that keeps a FUSE mount alive: an empty root that answers stat, statfs and ls; ENOSYS to the rest.
 
 Made of literal struct formats (linux/fuse.h, little use of anything else) so that tests of mounting do not depend on
 transfuse's own server. As a program, `raw_server.py DIR OPTIONS METHOD [sync]` mounts, says so in one line of JSON,
@@ -17,7 +17,7 @@ import sys
 import threading
 
 IN_HEADER, OUT_HEADER = struct.Struct("=IIQQIIIHH"), struct.Struct("=IiQ")
-GETATTR, STATFS, INIT = 3, 17, 26
+GETATTR, STATFS, INIT, OPENDIR, READDIR, RELEASEDIR = 3, 17, 26, 27, 28, 29
 NO_REPLY = {2, 36, 42}  # FORGET, INTERRUPT, BATCH_FORGET
 SYNC_INIT = 0xE503  # _IO(229, 3)
 BUFFER = 1 << 17
@@ -50,6 +50,8 @@ def serve(
             code, body = 0, attr_out(mode)
         elif opcode == STATFS:
             code, body = 0, struct.pack("=5Q4I24x", 0, 0, 0, 0, 0, 4096, 255, 4096, 0)
+        elif opcode in {OPENDIR, READDIR, RELEASEDIR}:
+            code, body = 0, bytes(16) if opcode == OPENDIR else b""
         elif opcode in NO_REPLY:
             continue
         body = b"" if code else body

@@ -77,11 +77,9 @@ class Served:
 class Program:
     """raw_server.py as a process; `said` is its first line."""
 
-    def __init__(
-        self, command: list[str | Path], path: Path, options: str = "", method: str = "auto", sync: str = ""
-    ) -> None:
+    def __init__(self, command: list[str | Path], path: Path, options: str = "", method: str = "auto") -> None:
         self.process = subprocess.Popen(
-            [*command, path, options, method, sync],
+            [*command, path, options, method],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(SOURCE.parent), "PYTHONDONTWRITEBYTECODE": "1"},
         )  # fmt: skip
@@ -269,23 +267,18 @@ def test_with_sync_init_a_refusal_fails_the_mount(point: Path, method: str) -> N
 # ---- refusals
 
 
-def test_kernel_words_are_in_the_error(point: Path) -> None:
-    fd = os.open("/dev/null", os.O_RDWR)
-    try:
-        with pytest.raises(MountError) as caught:
-            open_and_attach(point, parse_options([f"fd={fd}"]), "fsmount")
-    finally:
-        os.close(fd)
-    assert caught.value.errno == errno.EINVAL
-    assert caught.value.where == os.fsencode(point)
-    assert caught.value.step.startswith("fsconfig")
-    assert caught.value.hint
-
-
-def test_closed_fd_option_is_refused_by_step(point: Path) -> None:
-    with pytest.raises(MountError) as caught:
-        open_and_attach(point, parse_options(["fd=9999"]), "fsmount")
-    assert (caught.value.step, caught.value.errno) in {("fsconfig fd", errno.EBADF), ("fsconfig fd", errno.EINVAL)}
+@pytest.mark.parametrize("text", ["fd=9999", "fd=0"])
+def test_fd_option_that_is_no_device_is_refused(point: Path, text: str) -> None:
+    with pytest.raises(MountError) as caught, open(os.devnull) as null:
+        at_zero = os.dup(0)
+        os.dup2(null.fileno(), 0)
+        try:
+            open_and_attach(point, parse_options([text]), "fsmount")
+        finally:
+            os.dup2(at_zero, 0)
+            os.close(at_zero)
+    assert caught.value.step == f"use descriptor {text[3:]}"
+    assert caught.value.errno == (errno.EBADF if text == "fd=9999" else errno.EINVAL)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -316,11 +309,11 @@ def test_open_files_make_umount_busy_and_lazy_helps(point: Path) -> None:
 
 
 @pytest.mark.needs("fusermount3")
-def test_helper_says_busy_with_the_same_hint(point: Path) -> None:
+def test_helper_says_busy(point: Path) -> None:
     with Served(point, method="fusermount3"):
         fd = os.open(point, os.O_PATH)
         try:
-            with pytest.raises(MountError, match="--lazy") as caught:
+            with pytest.raises(MountError, match="failed to unmount") as caught:
                 mount.fusermount.umount_by_helper(os.fsencode(point), lazy=False)
             assert caught.value.errno == errno.EBUSY
         finally:
@@ -339,9 +332,7 @@ def test_umount_takes_a_hanging_mount(point: Path) -> None:
 def test_force_ends_requests_that_wait_for_the_server(point: Path) -> None:
     mounted = open_and_attach(point, parse_options([]))
     with subprocess.Popen(["stat", "-f", point], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as waiting:
-        assert eventually(
-            lambda: b"fuse" in Path(f"/proc/{waiting.pid}/wchan").read_bytes() or waiting.poll() is not None
-        )
+        assert eventually(lambda: b"fuse" in Path(f"/proc/{waiting.pid}/wchan").read_bytes())
         mount.umount(point, lazy=True, force=True)
         _, words = waiting.communicate(timeout=TIMEOUT_S)
     assert waiting.returncode != 0 and words
@@ -389,9 +380,7 @@ def test_remount_changes_what_it_can(point: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_read", "8192"), ("allow_other", None), ("user_id", "0")])
-def test_reconfigure_with_a_parameter_is_refused_in_the_kernels_words(
-    point: Path, name: str, value: str | None
-) -> None:
+def test_reconfigure_is_refused_in_the_kernels_words(point: Path, name: str, value: str | None) -> None:
     with Served(point), syscalls.FsContext.pick(os.fsencode(point)) as context:
         with pytest.raises(MountError, match="No changes allowed in reconfigure") as caught:
             context.set_flag(name) if value is None else context.set_string(name, value)
@@ -467,7 +456,7 @@ def test_auto_unmount_process_ends_with_an_orderly_unmount(point: Path, method: 
         assert program.end() == 0
         assert program.last == {"unmounted": True}
         keeper = program.said["keeper"]
-        assert keeper is None or eventually(lambda: not Path(f"/proc/{keeper}").exists())
+        assert eventually(lambda: not Path(f"/proc/{keeper}").exists())
 
 
 # ---- ordinary users
@@ -483,17 +472,16 @@ class User:
         self.place.mkdir()
         os.chown(self.place, NOBODY, NOBODY)
 
-    def command(self, *wrapper: str, device: bool = True) -> list[str | Path]:
-        """Root's command line that becomes the user in a mount namespace that gets root's mounts, and keeps its own
-        to itself where a device node is put over /dev/fuse."""
-        bind = f"mount --bind '{self.base}/fuse' /dev/fuse && " if device else ""
+    def command(self, *wrapper: str) -> list[str | Path]:
+        """Root's command line that becomes the user, in a mount namespace with its own node over /dev/fuse."""
+        bind = f"mount --bind '{self.base}/fuse' /dev/fuse && "
         become = f"setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups"
         script = f'{bind}export PYTHONPATH="{self.base}" && exec {become} "$@"'
         return ["unshare", "-m", "sh", "-c", script, "sh", *wrapper, self.python, self.base / "raw_server.py"]
 
 
 def python_for_everybody() -> str:
-    for python in (sys.executable, getattr(sys, "_base_executable", ""), "/usr/bin/python3"):
+    for python in ("/usr/bin/python3", sys.executable, getattr(sys, "_base_executable", "")):
         check = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", python, "-c"]
         try:
             found = subprocess.run(
@@ -523,9 +511,8 @@ def user() -> Iterator[User]:
 
 
 @pytest.mark.needs("fusermount3", "unshare", "setpriv")
-@pytest.mark.parametrize("device", [True, False], ids=["open-device", "device-as-it-is"])
-def test_user_mounts_by_the_helper_without_asking_for_it(user: User, device: bool) -> None:
-    with Program(user.command(device=device), user.place, "fsname=mine") as program:
+def test_user_mounts_by_the_helper_without_asking_for_it(user: User) -> None:
+    with Program(user.command(), user.place, "fsname=mine") as program:
         said = program.said
         assert said["method"] == "fusermount3"
         assert said["super_options"] == f"rw,user_id={NOBODY},group_id={NOBODY}"
@@ -533,6 +520,14 @@ def test_user_mounts_by_the_helper_without_asking_for_it(user: User, device: boo
         assert said["dev"] == said["st_dev"]
         assert program.end() == 0
         assert program.last == {"unmounted": True}
+
+
+@pytest.mark.needs("fusermount3", "unshare", "setpriv")
+def test_helper_that_may_not_open_the_device_is_explained(user: User) -> None:
+    (user.base / "fuse").chmod(0o600)
+    with Program(user.command(), user.place) as program:
+        assert (program.said["step"], program.said["errno"]) == ("fusermount3", errno.EACCES)
+        assert "chmod 0666 /dev/fuse" in program.said["hint"]
 
 
 @pytest.mark.needs("fusermount3", "unshare", "setpriv")
@@ -596,7 +591,7 @@ def test_user_umounts_a_dead_mount_of_theirs(user: User) -> None:
 @pytest.mark.needs("fusermount3", "unshare", "setpriv")
 def test_auto_unmount_clears_after_a_users_killed_server(user: User) -> None:
     with Program(user.command(), user.place, "auto_unmount") as program:
-        pid = program.said["pid"]
+        pid = program.said["keeper"]
         namespace = os.open(f"/proc/{pid}/mountinfo", os.O_RDONLY)  # goes on showing that namespace
         try:
             shows = lambda: b"/point " in os.pread(namespace, 1 << 20, 0)  # noqa: E731
@@ -620,7 +615,8 @@ def test_user_namespace_mounts_directly(user: User, method: str, used: str) -> N
 @pytest.mark.needs("unshare", "setpriv")
 def test_unmapped_user_id_is_refused_with_a_hint(user: User) -> None:
     with Program(user.command("unshare", "-Urm"), user.place, "user_id=5") as program:
-        assert program.said["errno"] == errno.EINVAL
+        assert (program.said["step"], program.said["errno"]) == ("fsconfig user_id", errno.EINVAL)
+        assert "Invalid uid '5'" in program.said["text"]
         assert "uid_map" in program.said["hint"]
 
 
@@ -656,9 +652,7 @@ def kernel_log() -> Iterator[Callable[[], list[str]]]:
                 continue
             except BlockingIOError:
                 return found
-            if any(
-                word in line for word in ("BUG", "WARNING", "Oops", "lockdep", "possible", "deadlock", "Call Trace")
-            ):
+            if any(word in line for word in ("BUG", "WARNING", "Oops", "lockdep", "deadlock", "Call Trace")):
                 found.append(line)
 
     yield suspicious

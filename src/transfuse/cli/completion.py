@@ -1,6 +1,7 @@
 """`transfuse completion SHELL`: a completion script made from the parser itself, so that it can't fall behind.
 
-Commands, flags and choices are completed; every other word is completed as a file name, and DIR of umount as a mount point.
+Commands, flags and choices are completed; every other word is completed as a file name, and DIR of umount as a mount
+point.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def _commands(parser: argparse.ArgumentParser) -> list[_Command]:
             continue
         helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
         for name, sub in action.choices.items():
-            flags, words = [], []
+            flags: list[_Flag] = []
+            words: list[str] = []
             for a in sub._actions:
                 choices = tuple(str(c) for c in a.choices or ())
                 if a.option_strings and a.help is not argparse.SUPPRESS:
@@ -120,7 +122,9 @@ def _zsh(commands: list[_Command]) -> str:
         specs = []
         for flag in command.flags:
             text = re.sub(r"([\[\]:])", r"\\\1", flag.help)
-            value = f":value:({' '.join(flag.choices)})" if flag.choices else ":value:_files" if flag.takes_value else ""
+            value = (
+                f":value:({' '.join(flag.choices)})" if flag.choices else ":value:_files" if flag.takes_value else ""
+            )
             specs += [_quoted(f"*{name}[{text}]{value}") for name in flag.names]
         rest = f"*:word:({' '.join(command.words)})" if command.words else "*:file:_files"
         cases.append(f"    {command.name}) _arguments {' '.join([*specs, _quoted(rest)])} ;;")

@@ -1,9 +1,9 @@
 """Living in the background: fork, tell the caller when the mount answers, write logs somewhere, stop on a signal.
 
-Order of a start in the background: the parent forks and waits on a pipe; the child leaves the terminal's session, mounts,
-and calls `Ready.announce`, which writes to the pipe and lets go of the caller's standard streams. The parent then exits
-with 0. If the child ends before, it has printed its line on the caller's standard error itself, and the parent exits with
-the child's code. mount(8) thus returns when the tree can be used, never earlier.
+Order of a start in the background: the parent forks and waits on a pipe; the child leaves the terminal's session,
+mounts, and calls `Ready.announce`, which writes to the pipe and lets go of the caller's standard streams. The parent
+then exits with 0. If the child ends before, it has printed its line on the caller's standard error itself, and the
+parent exits with the child's code. mount(8) thus returns when the tree can be used, never earlier.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _READY = b"R"
 
 
 class Ready:
-    """How the outside learns that the mount answers: a line on standard output in the foreground, the pipe's byte in the
-    background, and the service manager in both."""
+    """How the outside learns that the mount answers: a line on standard output in the foreground, the pipe's byte in
+    the background, and the service manager in both."""
 
     def __init__(self, pipe_fd: int | None = None) -> None:
         self._pipe_fd = pipe_fd
@@ -62,7 +62,9 @@ def in_background(work: Callable[[Ready], int]) -> int:
     try:
         child = os.fork()
     except OSError as error:
-        raise CommandError("can't go to the background", str(error.strerror), "use --foreground", SYSTEM_ERROR) from error
+        raise CommandError(
+            "can't go to the background", str(error.strerror), "use --foreground", SYSTEM_ERROR
+        ) from error
     if child == 0:
         code = SYSTEM_ERROR
         try:
@@ -182,5 +184,7 @@ def set_up_logging(*, debug: bool, log_file: str | None, background: bool) -> No
                 handler = logging.NullHandler()
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("transfuse: %(name)s: %(message)s" if debug else "transfuse: %(message)s"))
+        handler.setFormatter(
+            logging.Formatter("transfuse: %(name)s: %(message)s" if debug else "transfuse: %(message)s")
+        )
     log.addHandler(handler)

@@ -1,9 +1,9 @@
 """The form in which mount(8) calls: `transfuse SOURCE DIR -o options`, turned into the arguments of `mount`.
 
-`mount -t fuse.transfuse SOURCE DIR` runs /sbin/mount.fuse (package fuse3), which runs `transfuse SOURCE DIR -o OPTIONS,dev,suid`
-by a shell; fstab goes the same way. A link /sbin/mount.transfuse to this program is called directly by mount(8), with
-its own short flags: -s ignores unknown options, -f does everything but mount, -n and -v change nothing, -r and -w stand for ro
-and rw, -t and -N name what is known or done already (mount(8), "external helpers").
+`mount -t fuse.transfuse SOURCE DIR` runs /sbin/mount.fuse (package fuse3), which runs `transfuse SOURCE DIR -o
+OPTIONS,dev,suid` by a shell; fstab goes the same way. A link /sbin/mount.transfuse to this program is called directly
+by mount(8), with its own short flags: -s ignores unknown options, -f does everything but mount, -n and -v change
+nothing, -r and -w stand for ro and rw, -t and -N name what is known or done already (mount(8), "external helpers").
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ def as_mount(arguments: Sequence[str]) -> list[str]:
     try:
         flags, words = getopt.gnu_getopt(list(arguments), _FLAGS)
     except getopt.GetoptError as error:
-        raise CommandError("", f"{error} in mount(8)'s form", "its other options are given by `transfuse mount`", USAGE) from error
+        raise CommandError(
+            "", f"{error} in mount(8)'s form", "its other options are given by `transfuse mount`", USAGE
+        ) from error
     if len(words) != 2:
-        raise CommandError("", f"mount(8)'s form is SOURCE DIR -o OPTIONS, not {' '.join(words) or 'nothing'}", code=USAGE)
+        raise CommandError(
+            "", f"mount(8)'s form is SOURCE DIR -o OPTIONS, not {' '.join(words) or 'nothing'}", code=USAGE
+        )
     result = ["mount", "--called-by-mount"]
     plain = {"-s": ["--sloppy"], "-f": ["--fake"], "-r": ["-o", "ro"], "-w": ["-o", "rw"], "-h": ["--help"]}
     for flag, value in flags:

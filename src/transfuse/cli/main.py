@@ -1,7 +1,8 @@
 """The `transfuse` command: reads its arguments, runs one of the commands, and turns whatever goes wrong into one line.
 
-A command is a module of this package with `add(commands)`, which adds its parser, and `run(args)`, which returns the exit
-code. Beside the commands there is the form in which mount(8) calls: `transfuse SOURCE DIR -o options` (see `helper`).
+A command is a module of this package with `add(commands)`, which adds its parser, and `run(args)`, which returns the
+exit code. Beside the commands there is the form in which mount(8) calls: `transfuse SOURCE DIR -o options` (see
+`helper`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`transfuse mount`: a filesystem under a directory, in the background once it answers.
 
-Order of events: options and SOURCE are read → the process goes to the background (unless --foreground) → the filesystem
-is made (its class may start threads, so not before the fork) → mounted and answering → announced → served until somebody
-unmounts it or a signal asks to stop. Exit codes are those of mount(8).
+Order of events: options and SOURCE are read → the process goes to the background (unless --foreground) → the
+filesystem is made (its class may start threads, so not before the fork) → mounted and answering → announced → served
+until somebody unmounts it or a signal asks to stop. Exit codes are those of mount(8).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transfuse.cli import remount
 from transfuse.cli.daemon import Ready, StopSignals, in_background, set_up_logging
 from transfuse.cli.errors import MOUNT_FAILED, OK, USAGE, CommandError, report
 from transfuse.cli.options import Settings, add_flags, read_settings
-from transfuse.cli.sources import AnyFilesystem, Source, make_filesystem, parse_source
+from transfuse.cli.sources import AnyFilesystem, Source, check_extra, make_filesystem, parse_source
 from transfuse.session.negotiate import Connection
 from transfuse.transports.mount.inherit import from_fd, parse_dev_fd
 from transfuse.transports.mount.options import MountOptions
@@ -48,7 +48,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("source", metavar="SOURCE", help="a directory, memory:, or python:MODULE:CLASS")
-    parser.add_argument("dir", metavar="DIR", nargs="?", help="where; /dev/fd/N is a descriptor that is mounted already")
+    parser.add_argument(
+        "dir", metavar="DIR", nargs="?", help="where; /dev/fd/N is a descriptor that is mounted already"
+    )
     parser.add_argument("--fd", metavar="N", help="use this /dev/fuse descriptor; without DIR it is mounted already")
     add_flags(parser)
     parser.add_argument("--called-by-mount", action="store_true", help=argparse.SUPPRESS)
@@ -61,9 +63,11 @@ def run(args: argparse.Namespace) -> int:
     """Mount and, in the foreground, serve until unmounted."""
     settings = read_settings(args.o, sloppy=args.sloppy)
     inherited = _inherited_fd(args, settings)
-    if settings.mount.remount:
-        return remount.run(args.dir, settings.mount, fake=args.fake)
     source = parse_source(args.source)
+    if settings.mount.remount:
+        # Options of the source and the program may come along from fstab; the process that serves has its own already.
+        check_extra(source, settings)
+        return remount.run(args.dir, settings.mount, fake=args.fake)
     options = effective_options(settings, source, root=os.geteuid() == 0)
     place = "" if args.dir is None else os.path.abspath(args.dir)
     if settings.get("log_file"):
@@ -101,14 +105,18 @@ def _inherited_fd(args: argparse.Namespace, settings: Settings) -> int | None:
         number = int(args.fd)
     if args.dir is None:
         if number is None:
-            raise CommandError("mount", "DIR is missing", "say where to mount, or --fd N for a descriptor mounted already", USAGE)
+            raise CommandError(
+                "mount", "DIR is missing", "say where to mount, or --fd N for a descriptor mounted already", USAGE
+            )
         return number
     in_place = parse_dev_fd(args.dir)
     if in_place is not None and number is not None:
         raise CommandError("mount", f"--fd {number} and {args.dir} are two descriptors", "give one of the two", USAGE)
     if in_place is None and number is not None:
         if settings.mount.fd not in (None, number):
-            raise CommandError("mount", f"--fd {number} and -o fd={settings.mount.fd} differ", "give one of the two", USAGE)
+            raise CommandError(
+                "mount", f"--fd {number} and -o fd={settings.mount.fd} differ", "give one of the two", USAGE
+            )
         settings.mount.fd = number
     return in_place
 
@@ -168,16 +176,16 @@ def serve_inherited(
     from transfuse.fs.wrap import ReadOnly
     from transfuse.server import DEFAULT_WORKERS, Server
     from transfuse.transports.dev_fuse import DevFuse
+    from transfuse.transports.stream import StreamTransport
 
-    kind = from_fd(fd)
-    if kind != "dev_fuse":
-        raise CommandError(f"descriptor {fd}", "is a socket, not /dev/fuse", "hand over a /dev/fuse descriptor", USAGE)
-    if isinstance(filesystem, transfuse.fs.path.PathFilesystem):
-        filesystem = filesystem.as_filesystem()
     if options.read_only:
         filesystem = ReadOnly(filesystem)  # the mount's flags are not ours to set
-    transport = DevFuse(fd, wakeable=True)
-    server = Server(filesystem, transport, workers=settings.get("workers", DEFAULT_WORKERS))
+    device = from_fd(fd) == "dev_fuse"
+    transport = DevFuse(fd, wakeable=True) if device else StreamTransport.from_fd(fd)
+    server = Server(
+        filesystem, transport,
+        workers=settings.get("workers", DEFAULT_WORKERS), default_permissions=options.default_permissions,
+    )  # fmt: skip
     with StopSignals().caught() as signals:
         try:
             server.start()
@@ -185,12 +193,14 @@ def serve_inherited(
                 return OK
             connection = server.connection
             if connection is None:
-                raise CommandError(f"descriptor {fd}", "no INIT came", "mount it first", MOUNT_FAILED)
+                raise CommandError(
+                    f"descriptor {fd}", "no INIT came", "mount it, or connect a client, first", MOUNT_FAILED
+                )
             ready.announce(announcement(source.text, f"descriptor {fd}", "inherited", connection), environment())
             signals.wait(server.wait)
         finally:
-            server.close()
-            transport.dispose()
+            if server.close() and isinstance(transport, DevFuse):
+                transport.dispose()
     return OK
 
 

@@ -1,9 +1,9 @@
 """The options of a mount, in one table: every one is a flag (`--entry-timeout 5`) and an -o option (`entry_timeout=5`).
 
-Flags are turned into -o strings and read together with those given by -o, so there is one reader and one set of rules. What
-the kernel and mount(8) know is checked by `transports.mount.options`; of the rest, this table knows what belongs to the
-program (threads, logs) and what belongs to the source (caching, and a class's own arguments). A name that nobody knows
-is refused with the nearest that exists.
+Flags are turned into -o strings and read together with those given by -o, so there is one reader and one set of
+rules. What the kernel and mount(8) know is checked by `transports.mount.options`; of the rest, this table knows what
+belongs to the program (threads, logs) and what belongs to the source (caching, and a class's own arguments). A name
+that nobody knows is refused with the nearest that exists.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ OPTIONS: dict[str, Option] = {
         Option("attr_timeout", "source", "how long attributes are believed, in seconds", "S", _seconds),
         Option("negative_timeout", "source", "how long the absence of a name is believed, in seconds", "S", _seconds),
         Option("writeback", "source", "the kernel collects writes and sends them later (excludes passthrough)"),
-        Option("no_passthrough", "source", "all data goes through the server even where the kernel could move it itself"),
+        Option("no_passthrough", "source", "data goes through the server even where the kernel could move it itself"),
         Option("direct_io", "source", "reads and writes bypass the kernel's page cache"),
         Option("workers", "program", "threads that serve requests", "N", _workers),
         Option("method", "program", "how to mount: auto (the first that works), fsopen, mount or fusermount3",
@@ -158,7 +158,9 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """-o and all flags of `mount`."""
-    parser.add_argument("-o", action="append", default=[], metavar="OPTION[,...]", help="mount options; see docs/options.md")
+    parser.add_argument(
+        "-o", action="append", default=[], metavar="OPTION[,...]", help="mount options; see docs/options.md"
+    )
     for flag, (name, text) in MOUNT_FLAGS.items():
         parser.add_argument(flag, action=_AsOption, option=name, nargs=0, dest=argparse.SUPPRESS, help=text)
     for option in OPTIONS.values():
@@ -169,7 +171,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             )
         else:
             parser.add_argument(
-                *flags, action=_AsOption, option=option.name, metavar=option.metavar, dest=argparse.SUPPRESS, help=option.help
+                *flags,
+                action=_AsOption,
+                option=option.name,
+                metavar=option.metavar,
+                dest=argparse.SUPPRESS,
+                help=option.help,
             )
 
 

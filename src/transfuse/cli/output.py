@@ -1,4 +1,4 @@
-"""What people see: sizes, times, modes, names, tables, progress. Plain text; on a terminal, `rich` where it is installed.
+"""What people see: sizes, times, modes, names, tables, progress. Plain text, or `rich` where it is installed.
 
 Nothing here knows a filesystem. Names arrive as str with surrogate escapes and leave as the same bytes when standard
 output is not a terminal; on a terminal control characters are escaped, since a file's name may hold anything.
@@ -15,7 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-__all__ = ["columns", "human", "kind_of", "mode_text", "plural", "progress", "shown", "table", "time_text", "write_json"]
+__all__ = [
+    "columns",
+    "human",
+    "kind_of",
+    "mode_text",
+    "plural",
+    "progress",
+    "shown",
+    "table",
+    "time_text",
+    "write_json",
+]
 
 PROGRESS_INTERVAL_S = 0.1
 """How often the plain progress line is rewritten."""
@@ -89,7 +100,9 @@ def columns(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) 
         return
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        cells = [cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         if len(row) - 1 not in right:
             cells[-1] = row[-1]
         yield "  ".join(cells).rstrip(" ") if not row[-1] else "  ".join(cells)
@@ -132,7 +145,14 @@ def progress(title: str, total: int, wanted: bool | None = None) -> Iterator[Adv
         return
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
     except ImportError:
         with _plain_progress(title, total, stream) as advance:
             yield advance

@@ -1,7 +1,7 @@
 """`mount -o remount` of a mount that another process serves: what it is now is read from the kernel's table.
 
-mount(8) passes a remount to us like a mount. The kernel changes the flags of the mount (ro, nosuid, noexec, atime, ...) and
-drops every FUSE parameter without a word; a parameter that would have to change is refused here instead.
+mount(8) passes a remount to us like a mount. The kernel changes the flags of the mount (ro, nosuid, noexec, atime,
+...) and drops every FUSE parameter without a word; a parameter that would have to change is refused here instead.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@
                                your own class, made with -o name=value as keyword arguments
     unix:/path.sock            a server that listens there (for ls, cat, stat, tree and cp)
 
-A text that names something existing is a path, whatever it looks like; otherwise a leading `word:` is the kind. Arguments
-of a class are converted by their annotations (int with K, M, G, T; float; bool; str; bytes; paths), and checked here, since
-this is where they enter.
+A text that names something existing is a path, whatever it looks like; otherwise a leading `word:` is the kind.
+Arguments of a class are converted by their annotations (int with K, M, G, T; float; bool; str; bytes; paths), and
+checked here, since this is where they enter.
 """
 
 from __future__ import annotations
@@ -37,16 +37,11 @@ from transfuse.fs.path import PathFilesystem
 if TYPE_CHECKING:
     from transfuse.client import Client
 
-__all__ = ["KINDS", "Source", "connected", "make_filesystem", "parse_source"]
+__all__ = ["KINDS", "Source", "check_extra", "connected", "make_filesystem", "parse_source"]
 
 AnyFilesystem = Filesystem | PathFilesystem
 
-KINDS: dict[str, str] = {
-    "PATH": "a directory",
-    "memory:": "an empty filesystem in memory",
-    "python:MODULE:CLASS": "a class of yours (or python:FILE.py:CLASS)",
-    "unix:SOCKET": "a server listening on a Unix socket (to look into, not to mount)",
-}
+KINDS = ("a directory", "memory:", "python:MODULE:CLASS", "python:FILE.py:CLASS", "unix:SOCKET")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.DOTALL)
 _SUFFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TRUE = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
@@ -65,6 +60,7 @@ _HOSTDIR = {
     "writeback": "writeback",
     "direct_io": "direct_io",
 }
+_OF_TABLE = {*_HOSTDIR.values(), "passthrough"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +89,21 @@ def parse_source(text: str) -> Source:
         return Source(text, "path", text)
     match = _SCHEME.fullmatch(text)
     if match is None or "/" in match[1]:
-        raise CommandError(text, "no such directory", f"SOURCE may be {_kinds()}", USAGE)
+        raise CommandError(text, "no such directory", f"SOURCE can be {_kinds()}", USAGE)
     kind, rest = match.groups()
     if kind not in ("memory", "python", "unix"):
-        raise CommandError(text, f"there is no such path, and no kind of source called {kind}:", f"SOURCE may be {_kinds()}", USAGE)
+        raise CommandError(
+            text, f"there is no such path, and no kind of source called {kind}:", f"SOURCE can be {_kinds()}", USAGE
+        )
     if kind == "memory" and rest:
-        raise CommandError(text, "memory: has nothing after the colon", "its size is an option: -o size_bytes=64M", USAGE)
+        raise CommandError(
+            text, "memory: has nothing after the colon", "its size is an option: -o size_bytes=64M", USAGE
+        )
     return Source(text, kind, rest)
 
 
 def _kinds() -> str:
-    return "; ".join(f"{form} ({what})" for form, what in KINDS.items())
+    return ", ".join(KINDS)
 
 
 def make_filesystem(source: Source, settings: Settings, *, search_here: bool = True) -> AnyFilesystem:
@@ -121,7 +121,9 @@ def make_filesystem(source: Source, settings: Settings, *, search_here: bool = T
             arguments["passthrough"] = False
         return _construct(HostDirectory, source, settings, (os.path.abspath(source.rest),), arguments)
     if source.kind == "unix":
-        raise CommandError(source.text, "is a server already", "give a directory, memory: or python:MODULE:CLASS", USAGE)
+        raise CommandError(
+            source.text, "is a server already", "give a directory, memory: or python:MODULE:CLASS", USAGE
+        )
     if source.kind == "memory":
         from transfuse.filesystems.memory import MemoryFilesystem
 
@@ -136,6 +138,24 @@ def make_filesystem(source: Source, settings: Settings, *, search_here: bool = T
     return filesystem
 
 
+def check_extra(source: Source, settings: Settings) -> None:
+    """MountOptionError for an option that nobody knows, without making the filesystem. What a python: class takes is
+    its own affair and is not looked at."""
+    if source.kind == "python":
+        return
+    known: set[str] = set()
+    if source.kind == "memory":
+        from transfuse.filesystems.memory import MemoryFilesystem
+
+        known = set(_parameters(MemoryFilesystem))
+    elif source.kind == "path":
+        from transfuse.filesystems.hostdir import HostDirectory
+
+        known = set(_parameters(HostDirectory)) - _OF_TABLE
+    unknown = {name: value for name, value in settings.extra.items() if name not in known}
+    refuse_extra(replace(settings, extra=unknown), known)
+
+
 def _apply_features(filesystem: AnyFilesystem, source: Source, values: Mapping[str, Value]) -> None:
     changes: dict[str, Any] = {}
     for name, value in values.items():
@@ -144,18 +164,22 @@ def _apply_features(filesystem: AnyFilesystem, source: Source, values: Mapping[s
         elif name in _FEATURES:
             changes[_FEATURES[name]] = value
         else:
-            raise CommandError(f"option {name}", f"is for directories; {source.text} does not know it", "leave it out", USAGE)
+            raise CommandError(
+                f"option {name}", f"is for directories; {source.text} does not know it", "leave it out", USAGE
+            )
     if changes:
         filesystem.features = replace(filesystem.features, **changes)
 
 
-# -- classes ------------------------------------------------------------------------------------------------------------
+# -- classes ----------------------------------------------------------------------------------------------------------
 
 
 def _load_class(source: Source, search_here: bool) -> type[AnyFilesystem]:
     module_name, colon, class_name = source.rest.rpartition(":")
     if not colon or not module_name or not class_name:
-        raise CommandError(source.text, "names no class", "write python:package.module:Class or python:file.py:Class", USAGE)
+        raise CommandError(
+            source.text, "names no class", "write python:package.module:Class or python:file.py:Class", USAGE
+        )
     module = _load_module(source, module_name, search_here)
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
@@ -163,11 +187,20 @@ def _load_class(source: Source, search_here: bool) -> type[AnyFilesystem]:
         mine = [name for name in candidates if vars(module)[name].__module__ == module.__name__] or candidates
         near = difflib.get_close_matches(class_name, mine, n=1)
         why = f"{module_name} has no class {class_name}" if found is None else f"{class_name} is no class"
-        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(mine)}" if mine else "it has no filesystems at all"
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"it has {', '.join(mine)}"
+            if mine
+            else "it has no filesystems at all"
+        )
         raise CommandError(source.text, why, hint, USAGE)
     if not _is_filesystem_class(found):
         raise CommandError(
-            source.text, f"{class_name} is not a Filesystem", "derive it from transfuse.Filesystem or PathFilesystem", USAGE
+            source.text,
+            f"{class_name} is not a Filesystem",
+            "derive it from transfuse.Filesystem or PathFilesystem",
+            USAGE,
         )
     return found
 
@@ -186,7 +219,9 @@ def _load_module(source: Source, name: str, search_here: bool) -> types.ModuleTy
         sys.modules.setdefault(spec.name, module)
     else:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise CommandError(source.text, f"{name} is no module name", "write package.module, or a path ending in .py", USAGE)
+            raise CommandError(
+                source.text, f"{name} is no module name", "write package.module, or a path ending in .py", USAGE
+            )
         here = os.getcwd()
         if search_here and here not in sys.path:
             sys.path.append(here)
@@ -199,11 +234,13 @@ def _load_module(source: Source, name: str, search_here: bool) -> types.ModuleTy
         load(module)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise CommandError(source.text, f"no module {error.name}", "install it, or name its file: python:FILE.py:CLASS", USAGE) from error
+            raise CommandError(
+                source.text, f"no module {error.name}", "install it, or name its file: python:FILE.py:CLASS", USAGE
+            ) from error
         raise CommandError(source.text, f"{name} needs the module {error.name}", "install it", USAGE) from error
     except FileNotFoundError as error:
         raise CommandError(source.text, f"{name}: no such file", "name an existing file or module", USAGE) from error
-    except Exception as error:  # noqa: BLE001  it is somebody else's code, and whatever it raises is the answer
+    except Exception as error:
         why = one_line(f"{type(error).__name__} while loading {name}: {error}")
         raise CommandError(source.text, why, "mend it; --debug shows where", USAGE) from error
     return module if name.endswith(".py") else sys.modules[name]
@@ -223,6 +260,8 @@ def _construct(
     cls: type[Any], source: Source, settings: Settings, given: tuple[object, ...], arguments: dict[str, Any]
 ) -> AnyFilesystem:
     parameters = dict(list(_parameters(cls).items())[len(given) :])
+    for name in arguments.keys() | (_OF_TABLE if source.kind == "path" else set()):
+        parameters.pop(name, None)  # given by the table's options, not a second time under its own name
     refuse_extra_of = {name: value for name, value in settings.extra.items() if name not in parameters}
     if refuse_extra_of:
         refuse_extra(replace(settings, extra=refuse_extra_of), parameters)
@@ -252,7 +291,7 @@ def _construct(
 
 def _hints(cls: type) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(cls.__init__)
+        return typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):
         return {}  # annotations that only a type checker can read: take the default's type, or str
 
@@ -292,7 +331,7 @@ def convert(text: str | None, hint: Any) -> Any:
     raise ValueError(f"takes {' or '.join(reasons)}" if reasons else "can't be given on the command line")
 
 
-# -- looking into a source without a mount ---------------------------------------------------------------------------------
+# -- looking into a source without a mount -----------------------------------------------------------------------------
 
 
 @contextmanager
@@ -303,9 +342,14 @@ def connected(text: str, settings: Settings) -> Iterator[Client]:
     source = parse_source(text)
     if source.kind == "unix":
         refuse_extra(settings)
-        from transfuse.transports.stream import connect
+        from transfuse.transports.stream import StreamClientTransport
 
-        with Client(connect(source.rest)) as client:
+        try:
+            wire = StreamClientTransport.connect(source.rest)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise CommandError(source.text, why, "is a server listening there, and are you its user?", USAGE) from error
+        with Client(wire) as client:
             yield client
         return
     from transfuse.server import Server

@@ -25,7 +25,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("dirs", metavar="DIR", nargs="+", help="mount points")
-    parser.add_argument("-l", "--lazy", action="store_true", help="take it away now, clean up when nobody uses it any more")
+    parser.add_argument(
+        "-l", "--lazy", action="store_true", help="take it away now, clean up when it is not used any more"
+    )
     parser.add_argument("-f", "--force", action="store_true", help="abort what is waiting for the server first")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.set_defaults(run=run, failed=MOUNT_FAILED)

@@ -1,7 +1,7 @@
 """The other end of a FUSE connection, as a library: it does what Linux does for a mount, without a kernel.
 
-`Client` is the front door (module client). Below it: `exchange` sends and waits, `caches` believes what the server allows to
-believe and gives lookups back, `walk` finds paths, `attrs` turns attributes into what os.stat() shows, `openfile` and
+`Client` is the front door (module client). Below it: `exchange` sends and waits, `caches` believes what the server
+allows to believe and gives lookups back, `walk` finds paths, `attrs` turns attributes into what os.stat() shows, `openfile` and
 `files` are open files, `directories` are listings, `events` applies the server's notifications.
 """
 

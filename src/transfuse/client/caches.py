@@ -206,7 +206,15 @@ class Cache:
     def remember(self, parent: Node, name: bytes, node: Node | None, valid: int, valid_nsec: int) -> None:
         """Remember a name (None: that there is none) for valid seconds. 0 seconds remember a node just as well: it
         stays alive, and the next use asks whether it is still the same, as with Linux."""
-        expiry = self.clock() + valid + min(valid_nsec, NS - 1) / NS
+        if node is None and not valid and not valid_nsec:
+            self.drop(parent, name)
+        else:
+            self.remember_until(parent, name, node, self.clock() + valid + min(valid_nsec, NS - 1) / NS)
+
+    def remember_until(self, parent: Node, name: bytes, node: Node | None, expiry: float | None) -> None:
+        """Remember a name until a time of the clock; None: ask at its next use."""
+        if expiry is None:
+            expiry = NEVER
         with self.lock:
             found = parent.names.get(name)
             if found is not None and found.node is node is not None:
@@ -214,8 +222,6 @@ class Cache:
                 self._lru.move_to_end(found)
                 return
             self._drop(found)
-            if node is None and not valid and not valid_nsec:
-                return
             made = Name(parent, name, node, expiry, self.epoch)
             parent.names[name] = made
             self._lru[made] = None

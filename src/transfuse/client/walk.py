@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from stat import S_IFDIR, S_IFLNK
 from typing import TYPE_CHECKING, NamedTuple
 
 from transfuse.client.caches import Node
@@ -76,21 +77,20 @@ class Last(NamedTuple):
 def walk(client: ClientBase, path: Path, follow: bool = True) -> Node:
     """The node of `path`. `follow`: go on through a symbolic link at its end (one with "/" behind is always followed)."""
     data = encode_path(path)
-    # The usual case first: plain names that are all remembered, none of them a link, cost no more than the look-ups.
+    # The usual case first: plain names that are all remembered cost no more than the look-ups. Dots are never
+    # remembered as names, and only directories have any, so whatever is special ends this loop.
     node = client.cache.root
     find = client.cache.find
     for name in data.split(b"/"):
-        if not name:
-            continue
-        found = find(node, name)
-        if found is None or found.node is None:
-            break
-        node = found.node
-        if not node.is_dir:
-            break
+        if name:
+            found = find(node, name)
+            if found is None or found.node is None:
+                break
+            node = found.node
     else:
-        # Dots were never remembered as names, so none was on the way.
-        return node
+        kind = node.mode & 0o170000
+        if kind == S_IFDIR or (data[-1] != 47 and not (follow and kind == S_IFLNK)):
+            return node
     stack = walk_stack(client, path, data, follow)
     return stack[-1]
 

@@ -260,12 +260,13 @@ class ClientSession:
             args = args.values()
         if opcode == Opcode.SETXATTR and not connection.has(f.FUSE_SETXATTR_EXT):
             body = struct.pack(self.order + "II", *args[:2])
-        elif args:
-            body = self._pack[opcode](*args)
+        elif row.request is not None:
+            try:
+                body = self._pack[opcode](*args)
+            except struct.error as error:
+                raise LocalProtocolError(f"{opcode_name(opcode)}: {row.request.__name__}{tuple(args)}: {error}") from error
         else:
             body = b""
-            if row.request is not None:
-                raise LocalProtocolError(f"{opcode_name(opcode)} needs a {row.request.__name__}")
         if len(names) != row.names:
             raise LocalProtocolError(f"{opcode_name(opcode)} carries {row.names} names, not {len(names)}")
         for name in names:

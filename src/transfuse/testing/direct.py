@@ -128,6 +128,20 @@ class DirectFile(OpenFile):
         volume.forget(self.nodeid, 1)
 
 
+class _As(Request):
+    """A request of someone with supplementary groups."""
+
+    __slots__ = ("_known_groups",)
+
+    def __init__(self, volume: DirectVolume) -> None:
+        super().__init__(uid=volume.uid, gid=volume.gid)
+        self._known_groups = volume.groups
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return self._known_groups
+
+
 class DirectVolume(Volume):
     """The volume of a Filesystem, as seen by `uid`, `gid` and `groups`."""
 
@@ -150,10 +164,7 @@ class DirectVolume(Volume):
 
     def request(self) -> Request:
         """A request of this volume's user."""
-        req = Request(uid=self.uid, gid=self.gid)
-        if self.groups:
-            req._groups = self.groups
-        return req
+        return _As(self) if self.groups else Request(uid=self.uid, gid=self.gid)
 
     def forget(self, nodeid: int, count: int) -> None:
         """Give lookups back."""

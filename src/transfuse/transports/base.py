@@ -103,6 +103,9 @@ class ServerTransport(Protocol):
 class ClientTransport(Protocol):
     """A wire to one server, seen from the client."""
 
+    max_write: int
+    """Largest payload of one message in bytes."""
+
     def start(self, on_message: Callable[[Buffer], None], on_closed: Callable[[BaseException | None], None]) -> None:
         """Begin. `on_message` is called with each whole reply or notification (valid during the call), `on_closed`
         once, when no more can come; both possibly from another thread, `on_message` possibly inside `send`."""

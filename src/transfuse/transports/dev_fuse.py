@@ -98,8 +98,8 @@ class DevFuseChannel:
     def send(self, message: Message) -> bool:
         """Write one reply."""
         try:
-            if message.__class__ is bytes:
-                os.write(self.fd, message)  # type: ignore[arg-type]
+            if isinstance(message, bytes):
+                os.write(self.fd, message)
             elif isinstance(message, RangeReply):
                 self._send_range(message)
             else:
@@ -187,7 +187,8 @@ class DevFuse:
         process's credentials. EPERM without CAP_SYS_ADMIN, ELOOP when stacked too deep, EINVAL if not regular."""
         # A mutable buffer: for bytes fcntl.ioctl() returns the buffer instead of the call's result, which is the id.
         request = bytearray(struct.pack("=iIQ", fd, 0, 0))
-        return fcntl.ioctl(self.fd, f.FUSE_DEV_IOC_BACKING_OPEN, request, True)
+        backing_id: int = fcntl.ioctl(self.fd, f.FUSE_DEV_IOC_BACKING_OPEN, request, True)
+        return backing_id
 
     def unregister_backing(self, backing_id: int) -> None:
         """FUSE_DEV_IOC_BACKING_CLOSE; an unmounted connection has let go of it already."""

@@ -83,6 +83,8 @@ class MemoryTransport:
 class MemoryClientTransport:
     """The client's end."""
 
+    max_write = MemoryTransport.max_write
+
     def __init__(self, server: MemoryTransport) -> None:
         self._server = server
         self._on_message: Callable[[Buffer], None] | None = None

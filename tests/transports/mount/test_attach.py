@@ -114,11 +114,26 @@ def test_device_is_closed_when_before_mount_fails(tmp_path: Path, method: str) -
 @pytest.mark.needs("root", "/dev/fuse")
 def test_device_is_the_callers_once_before_mount_returned(tmp_path: Path) -> None:
     seen: list[int] = []
-    options = parse_options(["fsname=" + "x" * 300])  # too long for fsconfig, found after before_mount
+    place = tmp_path / "gone"
+    place.mkdir()
+
+    def before_mount(fd: int) -> None:
+        seen.append(fd)
+        place.rmdir()  # so that the very last step fails
+
+    with pytest.raises(MountError):
+        open_and_attach(place, parse_options([]), "fsmount", before_mount)
+    os.close(seen[0])
+
+
+@pytest.mark.needs("root", "/dev/fuse")
+def test_what_is_refused_before_the_superblock_never_reaches_before_mount(tmp_path: Path) -> None:
+    seen: list[int] = []
+    options = parse_options(["fsname=" + "x" * 300])  # too long for fsconfig
     with pytest.raises(MountError, match="fsconfig source") as caught:
         open_and_attach(tmp_path, options, "fsmount", seen.append)
     assert caught.value.errno == errno.ENAMETOOLONG
-    os.close(seen[0])
+    assert seen == []
 
 
 @pytest.mark.needs("root", "/dev/fuse")

@@ -31,23 +31,17 @@ def test_missing_fuse_conf_allows_nothing(tmp_path: Path) -> None:
 def test_missing_helper_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fusermount, "SEARCH", str(tmp_path))
     with pytest.raises(MountError, match="apt-get install fuse3") as caught:
-        fusermount.mount_by_helper(b"/nowhere", "", stays=False)
+        fusermount.mount_by_helper(b"/nowhere", "")
     assert caught.value.errno == errno.ENOENT
 
 
 @pytest.mark.needs("fusermount3")
 def test_helpers_words_and_errno_are_kept(tmp_path: Path) -> None:
     with pytest.raises(MountError) as caught:
-        fusermount.mount_by_helper(bytes(tmp_path / "missing"), "fsname=x", stays=False)
+        fusermount.mount_by_helper(bytes(tmp_path / "missing"), "fsname=x")
     assert caught.value.step == "fusermount3"
     assert caught.value.errno in {errno.ENOENT, errno.ENODEV, errno.EACCES, errno.EPERM}
     assert caught.value.text and not caught.value.text.startswith("fusermount3:")
-
-
-@pytest.mark.needs("fusermount3")
-def test_helper_that_ends_without_a_descriptor_is_reported_with_auto_unmount_too(tmp_path: Path) -> None:
-    with pytest.raises(MountError):
-        fusermount.mount_by_helper(bytes(tmp_path / "missing"), "auto_unmount", stays=True)
 
 
 @pytest.mark.needs("fusermount3")
@@ -61,4 +55,4 @@ def test_helper_that_says_nothing_and_fails_is_reported(monkeypatch: pytest.Monk
     (tmp_path / "fusermount3").symlink_to("/bin/false")
     monkeypatch.setattr(fusermount, "SEARCH", str(tmp_path))
     with pytest.raises(MountError, match="it ended without a word"):
-        fusermount.mount_by_helper(b"/nowhere", "", stays=False)
+        fusermount.mount_by_helper(b"/nowhere", "")

@@ -83,7 +83,7 @@ def test_fusermount_gets_everything_it_knows() -> None:
         ["ro,noexec,sync,dirsync,noatime,nodiratime,default_permissions,allow_other,auto_unmount,max_read=9,subtype=s"]
     )
     assert fusermount_options(options, root=False) == (
-        "fsname=s,subtype=s,ro,noexec,sync,dirsync,noatime,nodiratime,default_permissions,allow_other,auto_unmount,max_read=9"
+        "fsname=s,subtype=s,ro,noexec,sync,dirsync,noatime,nodiratime,default_permissions,allow_other,max_read=9"
     )
 
 

@@ -29,7 +29,7 @@ def wait_for_end(pid: int) -> bool:
 
 
 def start(tmp_path: Path) -> Watcher:
-    return start_watcher(os.fsencode(tmp_path), 0, os.getuid(), os.getgid())
+    return start_watcher(os.fsencode(tmp_path), 0, os.getuid(), os.getgid(), None)
 
 
 def test_watcher_holds_nothing_of_its_parents(tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_watcher_holds_nothing_of_its_parents(tmp_path: Path) -> None:
     try:
         folder = Path(f"/proc/{watcher.pid}/fd")
         held = sorted(os.readlink(folder / name) for name in os.listdir(folder))
-        assert held[:3] == ["/dev/null"] * 3
-        assert len(held) == 4 and held[3].startswith("socket:")
+        assert held[:2] == ["/dev/null"] * 2
+        assert len(held) == 3 and held[2].startswith("socket:")
         assert os.readlink(f"/proc/{watcher.pid}/cwd") == "/"
         assert os.getsid(watcher.pid) != os.getsid(0)
     finally:

@@ -123,10 +123,10 @@ class Core(Filesystem):
             if isinstance(source, int)
             else os.open(os.fspath(source), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         )
-        self.root = HeldFd(root)
+        held = HeldFd(root)
         self.probe = syscalls.make_probe(os.fstat(root).st_dev)
         handles = _handles_work(root)
-        self.nodes = NodeTable(self.root, default_bound() if max_held is None else max_held, handles, cache == "always")
+        self.nodes = NodeTable(held, default_bound() if max_held is None else max_held, handles, cache == "always")
         self.opened: dict[int, OpenFile | OpenDirectory] = {}
         """Open files and directories by fh."""
         self.fhs = itertools.count(1)
@@ -147,6 +147,19 @@ class Core(Filesystem):
         opened.clear()
         self.locks.clear()
         self.nodes.clear()
+
+    def close(self) -> None:
+        """Let go of the source; every later call fails with ESTALE. Dropping the object does the same."""
+        self.destroyed()
+        self.nodes.root.ref = None
+
+    @property
+    def root(self) -> HeldFd:
+        """The source, open for reading."""
+        ref = self.nodes.root.ref
+        if ref is None:
+            raise stale(self.nodes.root.nodeid)
+        return ref
 
     # -- from a nodeid to an fd ---------------------------------------------------------------------------------------
 

@@ -134,10 +134,10 @@ class Files(Core):
             if found is None:
                 return False
             attr = found[0]
-        node = file.node
-        seen = hash((attr.mtime_ns, attr.ctime_ns, attr.size))
-        same = node.seen == seen
-        node.seen = seen
+        nodeid, seen = file.node.nodeid, self.nodes.seen
+        now = hash((attr.mtime_ns, attr.ctime_ns, attr.size))
+        same = seen.get(nodeid) == now
+        seen[nodeid] = now
         return same
 
     def create(self, req: Request, parent: int, name: bytes, mode: int, umask: int, flags: int) -> tuple[Entry, Opened]:
@@ -197,7 +197,7 @@ class Files(Core):
         found = self.probe(fd, b"")
         if found is None:
             raise stale(parent)
-        node = self.nodes.add_nameless(found[0], found[1], held)
+        node = self.nodes.add_nameless(found[1], held)
         return self._made_open(held, node, found[0], flags)
 
     def release(self, req: Request, nodeid: int, fh: int, flags: int, lock_owner: int, flock_unlock: bool) -> None:

@@ -23,7 +23,7 @@ import resource
 import threading
 from collections import OrderedDict
 
-from transfuse.filesystems.hostdir.syscalls import Key, take_handle
+from transfuse.filesystems.hostdir.syscalls import KIND_SHIFT, Key, take_handle
 from transfuse.fs.values import ROOT_ID, Attr
 
 __all__ = ["HeldFd", "Node", "NodeTable", "default_bound", "stale"]
@@ -61,21 +61,23 @@ class HeldFd:
 
 
 class Node:
-    """One inode. 96 bytes, beside its nodeid (32), key (48) and name or handle (48 to 64)."""
+    """One inode. 80 bytes, beside nodeid (32), key (48), name or handle (48 to 64) and its share of two dicts (84)."""
 
-    __slots__ = ("key", "kind", "nlookup", "nodeid", "parent", "place", "ref", "seen")
+    __slots__ = ("key", "nlookup", "nodeid", "parent", "place", "ref")
 
-    def __init__(self, nodeid: int, key: Key, kind: int, parent: Node | None, place: bytes | None) -> None:
+    def __init__(self, nodeid: int, key: Key, parent: Node | None, place: bytes | None) -> None:
         self.nodeid = nodeid
         self.key = key
-        self.kind = kind
-        """File type, st_mode >> 12."""
         self.nlookup = 1
         self.parent = parent
         self.place = place
         self.ref: HeldFd | None = None
-        self.seen: int | None = None
-        """What the file looked like when it was last opened."""
+
+    @property
+    def kind(self) -> int:
+        """File type, st_mode >> 12."""
+        key = self.key
+        return ((key[1] if isinstance(key, tuple) else key) >> KIND_SHIFT) & 15
 
 
 class NodeTable:
@@ -88,7 +90,7 @@ class NodeTable:
         self.bound = bound
         self.handles = handles
         self.keep_handles = handles and not trust_names
-        self.root = Node(ROOT_ID, 0, DIRECTORY, None, None)
+        self.root = Node(ROOT_ID, DIRECTORY << KIND_SHIFT, None, None)
         self.root.ref = root
         self.by_id: dict[int, Node] = {ROOT_ID: self.root}
         self.by_key: dict[Key, Node] = {}
@@ -96,6 +98,8 @@ class NodeTable:
         """Nodes with an O_PATH fd that may be evicted, oldest first."""
         self.pinned: OrderedDict[Node, None] = OrderedDict()
         """Nodes that only their fd leads to."""
+        self.seen: dict[int, int] = {}
+        """By nodeid: what a file looked like when it was last opened."""
         self.lock = threading.Lock()
         self._ids = itertools.count(ROOT_ID + 1)
 
@@ -115,10 +119,10 @@ class NodeTable:
                 elif node.place is None:
                     self._found_again(node, parent, name)
                 return node
-            node = Node(next(self._ids), key, attr.mode >> 12, parent, name)
+            node = Node(next(self._ids), key, parent, name)
             self.by_id[node.nodeid] = node
             self.by_key[key] = node
-        if node.kind == DIRECTORY and self.keep_handles and key.__class__ is int:
+        if attr.mode >> 12 == DIRECTORY and self.keep_handles and key.__class__ is int:
             handle = take_handle(parent_fd, name)
             if handle is not None:
                 with self.lock:
@@ -132,10 +136,10 @@ class NodeTable:
             self.held[node] = None
             self._shrink()
 
-    def add_nameless(self, attr: Attr, key: Key, ref: HeldFd) -> Node:
+    def add_nameless(self, key: Key, ref: HeldFd) -> Node:
         """A node for an inode that has no name yet (O_TMPFILE); `ref` leads to it."""
         with self.lock:
-            node = Node(next(self._ids), key, attr.mode >> 12, None, None)
+            node = Node(next(self._ids), key, None, None)
             node.ref = ref
             self.by_id[node.nodeid] = node
             self.by_key[key] = node
@@ -153,6 +157,7 @@ class NodeTable:
             del self.by_id[nodeid]
             if self.by_key.get(node.key) is node:
                 del self.by_key[node.key]
+            self.seen.pop(nodeid, None)
             if node.ref is not None:
                 self.held.pop(node, None)
                 self.pinned.pop(node, None)
@@ -252,5 +257,6 @@ class NodeTable:
                 node.ref = None
             self.by_id = {ROOT_ID: self.root}
             self.by_key.clear()
+            self.seen.clear()
             self.held.clear()
             self.pinned.clear()

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from transfuse.fs.values import Attr, DirEntry
 
 __all__ = [
+    "KIND_SHIFT",
     "PROC_FD",
     "Key",
     "Probe",
@@ -47,6 +48,10 @@ Key = int | tuple[int, int]
 Probe = Callable[[int, bytes], "tuple[Attr, Key] | None"]
 
 PROC_FD = b"/proc/self/fd/%d"
+
+KIND_SHIFT = 64
+"""In an identity, the file type (4 bits) stands above the inode number."""
+BIRTH_SHIFT = 68
 
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
@@ -103,9 +108,9 @@ def make_probe(device: int) -> Probe:
     """A function probe(fd, name) that gives attributes and identity of `name` in directory `fd`, or of `fd` itself for
     b"". Symbolic links are not followed. None when there is no such name; OSError for anything else.
 
-    The identity is (inode number, time of birth), as one int on `device` and with the device on others. The time of
-    birth makes a file that got the number of a deleted one a different file; where a filesystem does not record it, the
-    file type stands in, and such a file is taken for the old one until the peer has forgotten it.
+    The identity is (time of birth, type, inode number), as one int on `device` and with the device on others. The time
+    of birth makes a file that got the number of a deleted one a different file; where a filesystem does not record it,
+    such a file is taken for the old one until the peer has forgotten that, if it has the same type.
     """
     major, minor = os.major(device), os.minor(device)
     buffers, call, unpack, new = _buffers, _statx, _STATX.unpack_from, Attr.__new__
@@ -141,8 +146,8 @@ def make_probe(device: int) -> Probe:
             attr.btime_ns = born = btime * NS + btime_nsec
         else:
             attr.btime_ns = None
-            born = mode >> 12
-        key = born << 64 | ino
+            born = 0
+        key = born << BIRTH_SHIFT | (mode >> 12) << KIND_SHIFT | ino
         if dev_minor == minor and dev_major == major:
             attr.ino = ino
             return attr, key

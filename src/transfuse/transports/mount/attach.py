@@ -75,8 +75,8 @@ def open_and_attach(
 ) -> Mounted:
     """Get a /dev/fuse descriptor and mount it on `mountpoint`; the result's `device_fd` is the caller's to close.
 
-    `before_mount(fd)` is called exactly once, before the mount with "fsmount" and "mount", and right after it with
-    "fusermount3" (whose descriptor arrives mounted: FUSE_DEV_IOC_SYNC_INIT then says EINVAL). Once it has returned,
+    `before_mount(fd)` is called at most once, right before the superblock is made with "fsmount" and "mount" (what the
+    kernel refuses before that never gets there), and right after the mount with "fusermount3" (whose descriptor arrives mounted: FUSE_DEV_IOC_SYNC_INIT then says EINVAL). Once it has returned,
     `fd` belongs to the caller whatever happens: when the mount then fails the caller ends its threads and closes it.
     In all other failures it is closed here. With `options.fd` that descriptor is used and never closed here.
 
@@ -86,13 +86,17 @@ def open_and_attach(
     with MountPoint(mountpoint, options) as point:
         if chosen == "fusermount3":
             return _by_helper(point, options, before_mount)
-        fd = open_device() if options.fd is None else options.fd
         owned = options.fd is None
-        try:
+        fd = _checked_device(options.fd) if options.fd is not None else open_device()
+
+        def last_step() -> None:
+            nonlocal owned
             if before_mount is not None:
                 before_mount(fd)
                 owned = False
-            return _direct(fd, point, options, chosen)
+
+        try:
+            return _direct(fd, point, options, chosen, last_step)
         except BaseException:
             if owned:
                 os.close(fd)
@@ -105,8 +109,7 @@ def attach(device_fd: int, mountpoint: PathLike, options: MountOptions, *, metho
     A descriptor whose connection is mounted and alive is mounted a second time, with the first mount's parameters (a
     dead one: ENOTCONN). Raises MountError; "fusermount3" is not possible, since that brings its own descriptor.
     """
-    if inherit.from_fd(device_fd) != "dev_fuse":
-        raise MountError(errno.EINVAL, f"use descriptor {device_fd}", text="a socket can't be mounted")
+    _checked_device(device_fd)
     chosen = choose_method(options) if method == "auto" else method
     if chosen == "fusermount3":
         raise MountError(
@@ -116,33 +119,51 @@ def attach(device_fd: int, mountpoint: PathLike, options: MountOptions, *, metho
             hint="be root, use `unshare -Urm`, or let the device be opened for you",
         )
     with MountPoint(mountpoint, options) as point:
-        return _direct(device_fd, point, options, chosen)
+        return _direct(device_fd, point, options, chosen, lambda: None)
 
 
-def _direct(fd: int, point: MountPoint, options: MountOptions, method: str) -> Mounted:
+def _checked_device(fd: int) -> int:
+    if inherit.from_fd(fd) != "dev_fuse":
+        raise MountError(errno.EINVAL, f"use descriptor {fd}", text="a socket can't be mounted")
+    return fd
+
+
+def _direct(
+    fd: int, point: MountPoint, options: MountOptions, method: str, last_step: Callable[[], None]
+) -> Mounted:
+    """Mount; `last_step` is called when nothing is left that could be refused but the superblock itself."""
     if options.fd is not None and options.fd != fd:
         raise MountError(errno.EINVAL, "mount", text=f"option fd={options.fd} contradicts descriptor {fd}")
     user_id, group_id = parameters.default_ids(options)
     try:
         if method == "fsmount":
-            mount_id = _by_fsmount(fd, point, options, user_id, group_id)
+            mount_id = _by_fsmount(fd, point, options, user_id, group_id, last_step)
         else:
-            mount_id = _by_mount(fd, point, options, user_id, group_id)
+            mount_id = _by_mount(fd, point, options, user_id, group_id, last_step)
     except MountError as e:
         e.where = e.where or point.path
         e.hint = e.hint or _hint(e)
         raise
     mounted = _known(point, fd, "fsmount" if method == "fsmount" else "mount", mount_id, options)
-    if options.auto_unmount:
+    return _watched(mounted)
+
+
+def _watched(mounted: Mounted) -> Mounted:
+    """With its auto_unmount process, if that was asked for; without one there is no mount."""
+    if mounted.options.auto_unmount:
         try:
-            mounted.keeper = start_watcher(mounted.mountpoint, mounted.dev, user_id, group_id)
+            user_id, group_id = parameters.default_ids(mounted.options)
+            helper = None if syscalls.may_mount() else fusermount.find_fusermount()
+            mounted.keeper = start_watcher(mounted.mountpoint, mounted.dev, user_id, group_id, helper)
         except OSError as e:
             mounted.umount(lazy=True)
-            raise MountError(e.errno or errno.EIO, "start auto_unmount", where=point.path, text=str(e)) from e
+            raise MountError(e.errno or errno.EIO, "start auto_unmount", where=mounted.mountpoint, text=str(e)) from e
     return mounted
 
 
-def _by_fsmount(fd: int, point: MountPoint, options: MountOptions, user_id: int, group_id: int) -> int:
+def _by_fsmount(
+    fd: int, point: MountPoint, options: MountOptions, user_id: int, group_id: int, last_step: Callable[[], None]
+) -> int:
     if len(os.fsencode(options.shown_source)) > syscalls.MAX_FSCONFIG_STRING:
         raise MountError(
             errno.ENAMETOOLONG,
@@ -156,6 +177,7 @@ def _by_fsmount(fd: int, point: MountPoint, options: MountOptions, user_id: int,
                 context.set_flag(name)
             else:
                 context.set_string(name, value)
+        last_step()
         context.create()
         mount_fd = context.mount(parameters.mount_attributes(options))
     try:
@@ -166,9 +188,12 @@ def _by_fsmount(fd: int, point: MountPoint, options: MountOptions, user_id: int,
         os.close(mount_fd)
 
 
-def _by_mount(fd: int, point: MountPoint, options: MountOptions, user_id: int, group_id: int) -> int:
+def _by_mount(
+    fd: int, point: MountPoint, options: MountOptions, user_id: int, group_id: int, last_step: Callable[[], None]
+) -> int:
     data = parameters.mount_data(options, fd, point.rootmode, user_id, group_id)
     source, fstype = os.fsencode(options.shown_source), os.fsencode(options.fstype)
+    last_step()
     try:
         syscalls.mount(source, point.path, fstype, parameters.mount_flags(options), data)
     except OSError as e:
@@ -187,20 +212,17 @@ def _by_helper(point: MountPoint, options: MountOptions, before_mount: Callable[
             hint=f"root must put the line user_allow_other into {fusermount.FUSE_CONF}",
         )
     words = parameters.fusermount_options(options, root=root)
-    helper = fusermount.mount_by_helper(point.path, words, stays=options.auto_unmount)
+    fd = fusermount.mount_by_helper(point.path, words)
     try:
-        mounted = _known(point, helper.device_fd, "fusermount3", _mount_id_at(point.path), options)
-        mounted.keeper = helper
-    except BaseException:
-        os.close(helper.device_fd)
-        helper.release()
-        raise
-    try:
+        mounted = _watched(_known(point, fd, "fusermount3", _mount_id_at(point.path), options))
         if before_mount is not None:
-            before_mount(mounted.device_fd)
+            try:
+                before_mount(fd)
+            except BaseException:
+                mounted.umount(lazy=True)
+                raise
     except BaseException:
-        mounted.umount(lazy=True)
-        os.close(mounted.device_fd)
+        os.close(fd)
         raise
     return mounted
 

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Literal, Protocol
+from typing import Literal
 
 from . import mountinfo, parameters, syscalls
 from .errors import MountError
 from .options import MountOptions, Remount, check_remount
 from .umount import umount
+from .watch import Watcher
 
 __all__ = ["Mounted", "abort_connection"]
 
 CONNECTIONS = "/sys/fs/fuse/connections"
-
-
-class Keeper(Protocol):
-    """What stays beside an auto_unmount mount."""
-
-    def release(self) -> None: ...
 
 
 class Mounted:
@@ -48,7 +43,8 @@ class Mounted:
         self.method = method
         self.row = row
         self.options = options
-        self.keeper: Keeper | None = None
+        self.keeper: Watcher | None = None
+        """The auto_unmount process, if there is one."""
 
     @property
     def dev(self) -> int:

@@ -101,6 +101,8 @@ class MountPoint:
         try:
             with os.scandir(fd) as entries:
                 return next(entries, None) is not None
+        except OSError as e:
+            raise MountError(e.errno or errno.EIO, STEP, where=self.path, hint=_hint(e.errno, self.path)) from e
         finally:
             os.close(fd)
 

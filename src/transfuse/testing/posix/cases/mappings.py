@@ -201,6 +201,21 @@ def case_into_a_hole(env: Env) -> None:
 
 
 @needs(Need.MMAP_SHARED)
+def case_of_an_appending_descriptor_stores_in_place(env: Env) -> None:
+    """O_APPEND is for write only: what is stored through the mapping stays where it is, the size too."""
+    put("f", b"x" * 3 * _PAGE)
+    with opened("f", os.O_RDWR | os.O_APPEND) as fd:
+        with mmap.mmap(fd, 3 * _PAGE, mmap.MAP_SHARED, _RW) as view:
+            view[_PAGE : _PAGE + 5] = b"first"
+            view.flush()
+        os.fsync(fd)
+        equal(os.fstat(fd).st_size, 3 * _PAGE, "size")
+        os.write(fd, b"end")
+    content = get("f")
+    equal((content[_PAGE : _PAGE + 6], content[-4:], len(content)), (b"firstx", b"xend", 3 * _PAGE + 3), "content")
+
+
+@needs(Need.MMAP_SHARED)
 def case_buffer_of_a_write_to_the_same_file(env: Env) -> None:
     """write from a mapping of the same file (a deadlock in careless filesystems)."""
     put("f", b"a" * _PAGE + b"b" * _PAGE)

@@ -111,6 +111,12 @@ def case_o_trunc_updates_times(env: Env) -> None:
     equal(env.changed(lambda: try_open("f", os.O_WRONLY | os.O_TRUNC), "f"), ["mc"], "times")
 
 
+def case_o_trunc_of_an_empty_file_updates_times(env: Env) -> None:
+    """O_TRUNC moves mtime and ctime even if there was nothing to cut (POSIX open)."""
+    put("f")
+    equal(env.changed(lambda: try_open("f", os.O_WRONLY | os.O_TRUNC), "f"), ["mc"], "times")
+
+
 def case_o_trunc_with_another_descriptor_open(env: Env) -> None:
     """The other descriptor sees the end of the file at once and keeps its position."""
     put("f", b"12345")

@@ -1,0 +1,115 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""statx(2) straight into an Attr: the system call behind every lookup and getattr of a host directory.
+
+The plain form is filesystems.hostdir.syscalls.make_probe, by ctypes and struct: 2.5 µs on tmpfs, of which the call itself
+is 0.6; here 1.3. Same arguments, same results; tests compare the two.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport ENOENT, errno
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+
+import os
+
+from transfuse.fs.values import Attr
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <sys/stat.h>
+    #include <sys/sysmacros.h>
+    """
+
+cdef extern from "sys/stat.h" nogil:
+    struct statx_timestamp:
+        int64_t tv_sec
+        uint32_t tv_nsec
+
+    struct statx_t "statx":
+        uint32_t stx_mask
+        uint32_t stx_blksize
+        uint64_t stx_attributes
+        uint32_t stx_nlink
+        uint32_t stx_uid
+        uint32_t stx_gid
+        uint16_t stx_mode
+        uint64_t stx_ino
+        uint64_t stx_size
+        uint64_t stx_blocks
+        uint64_t stx_attributes_mask
+        statx_timestamp stx_atime
+        statx_timestamp stx_btime
+        statx_timestamp stx_ctime
+        statx_timestamp stx_mtime
+        uint32_t stx_rdev_major
+        uint32_t stx_rdev_minor
+        uint32_t stx_dev_major
+        uint32_t stx_dev_minor
+
+    int statx(int dirfd, const char *path, int flags, unsigned int mask, statx_t *buffer)
+
+cdef enum:
+    FLAGS = 0x100 | 0x800 | 0x1000  # AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
+    WANTED = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
+    BTIME = 0x800
+
+cdef int64_t NS = 1000000000
+cdef object _new = Attr.__new__
+cdef object _makedev = os.makedev
+cdef object _Attr = Attr
+
+
+cdef inline int64_t _ns(statx_timestamp *t) noexcept:
+    return t.tv_sec * NS + t.tv_nsec
+
+
+cdef class Probe:
+    """probe(fd, name) → (Attr, identity), or None when there is no such name; see make_probe."""
+
+    cdef uint32_t major, minor
+
+    def __init__(self, uint32_t major, uint32_t minor):
+        self.major = major
+        self.minor = minor
+
+    def __call__(self, int fd, bytes name):
+        cdef statx_t st
+        cdef const char *path = PyBytes_AS_STRING(name)
+        cdef int result, number
+        with nogil:
+            result = statx(fd, path, FLAGS, WANTED, &st)
+            number = errno
+        if result:
+            if number == ENOENT:
+                return None
+            raise OSError(number, os.strerror(number))
+        attr = _new(_Attr)
+        attr.mode = st.stx_mode
+        attr.size = st.stx_size
+        attr.nlink = st.stx_nlink
+        attr.uid = st.stx_uid
+        attr.gid = st.stx_gid
+        attr.atime_ns = _ns(&st.stx_atime)
+        attr.mtime_ns = _ns(&st.stx_mtime)
+        attr.ctime_ns = _ns(&st.stx_ctime)
+        attr.blocks = st.stx_blocks
+        attr.blksize = st.stx_blksize
+        attr.rdev = _makedev(st.stx_rdev_major, st.stx_rdev_minor) if st.stx_rdev_major or st.stx_rdev_minor else 0
+        attr.flags = 0
+        attr.attributes = st.stx_attributes
+        attr.attributes_mask = st.stx_attributes_mask
+        attr.timeout_s = None
+        if st.stx_mask & BTIME:
+            born = _ns(&st.stx_btime)
+            attr.btime_ns = born
+        else:
+            attr.btime_ns = None
+            born = st.stx_mode >> 12
+        key = (<object> born) << 64 | st.stx_ino
+        if st.stx_dev_minor == self.minor and st.stx_dev_major == self.major:
+            attr.ino = st.stx_ino
+            return attr, key
+        # Another filesystem is mounted inside: its numbers must not look like hard links of ours.
+        dev = (<object> st.stx_dev_major) << 20 | st.stx_dev_minor
+        attr.ino = ((<object> st.stx_ino) ^ dev << 40) & 0xFFFFFFFFFFFFFFFF
+        return attr, (dev, key)
