@@ -47,7 +47,11 @@ CONNECT_TIMEOUT_S = 20.0
 
 
 class Server:
-    """Serves one filesystem over one transport."""
+    """Serves one filesystem over one transport.
+
+    `default_permissions`: the peer's kernel checks mode bits (what the mount was told). `owner`: only this uid and root
+    may use it (the mount option allow_root).
+    """
 
     def __init__(
         self,
@@ -257,6 +261,7 @@ def mount(
     if parsed.rest:
         raise unknown_option(*parsed.rest[0])
     permissions = parsed.default_permissions
+    owner = (os.getuid() if parsed.user_id is None else parsed.user_id) if parsed.allow_root else None
     started: list[tuple[Server, DevFuse]] = []
 
     def start(fd: int) -> None:

@@ -43,6 +43,32 @@ def _absent(req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
     raise OSError(errno.ENOSYS, "not implemented by this filesystem")
 
 
+_FOR_OPEN_FILES = frozenset(
+    {
+        Opcode.READ,
+        Opcode.WRITE,
+        Opcode.FSYNC,
+        Opcode.FLUSH,
+        Opcode.RELEASE,
+        Opcode.READDIR,
+        Opcode.READDIRPLUS,
+        Opcode.FSYNCDIR,
+        Opcode.RELEASEDIR,
+        Opcode.FORGET,
+    }
+)
+"""Not checked for allow_root: the file was opened by somebody who may, and the kernel sends some of these by itself."""
+
+
+def _owner_only(call: Call, owner: int) -> Call:
+    def guarded(req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
+        if req.uid != owner and req.uid != 0:
+            raise PermissionError(errno.EACCES, "only root and the owner of the mount may use it")
+        return call(req, args, buffer, at, end)
+
+    return guarded
+
+
 class _Special:
     """Rows that need more than one call: opens, releases and listings."""
 
@@ -205,6 +231,11 @@ def build_rows(
     locks = bool({"setlk", "flock"} & operations)
     pairs[Opcode.SETLK] = (calls.setlk if locks else _absent, replies.empty)
     pairs[Opcode.SETLKW] = (calls.setlkw if locks else _absent, replies.empty)
+    owner = session.limits.owner
+    if owner is not None:
+        for opcode in pairs.keys() - _FOR_OPEN_FILES:
+            call, reply = pairs[opcode]
+            pairs[opcode] = _owner_only(call, owner), reply
     return {int(opcode): _row(opcode, call, reply, connection) for opcode, (call, reply) in pairs.items()}
 
 

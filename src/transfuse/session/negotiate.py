@@ -39,8 +39,8 @@ class Limits:
     """Notifications reach the peer."""
     default_permissions: bool = False
     """The peer's kernel checks permissions by mode bits (a mount option)."""
-    arch_name: str = ""
-    """The peer's architecture where the transport knows it."""
+    owner: int | None = None
+    """With a uid: only it and root may use the filesystem (the mount option allow_root, which the kernel does not have)."""
 
 
 @dataclass(slots=True)

@@ -3,9 +3,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from transfuse.filesystems.hostdir.nodes import HeldFd
 from transfuse.fs.request import Request
 from transfuse.fs.values import Lock
 
+AS_USER = False
 A, B, C = 11, 22, 33
 """Lock owners."""
 
@@ -35,9 +39,6 @@ def locks(path: Path, waiters: Waiters) -> Iterator[PosixLocks]:
     table = PosixLocks(lambda nodeid, writable: HeldFd(os.open(path, os.O_RDWR)), waiters, 3)
     yield table
     table.clear()
-
-
-AS_USER = False
 
 
 def test_two_readers_share(locks: PosixLocks) -> None:
@@ -136,10 +137,20 @@ def test_a_process_of_the_host_sees_the_lock(locks: PosixLocks, path: Path) -> N
     assert host_can_lock(path)
 
 
+@contextmanager
+def locked_elsewhere(path: Path) -> Iterator[int]:
+    """Another process holds a POSIX lock on all of the file. (One of ours would go with any fd of it that is closed.)"""
+    code = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+
+
 def test_a_lock_of_a_process_of_the_host_is_seen(locks: PosixLocks, path: Path) -> None:
-    with open(path, "r+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert locks.get(5, A, Lock(WRITE, 0, 0)) == Lock(WRITE, 0, Lock.MAX_END, os.getpid())
+    with locked_elsewhere(path) as pid:
+        assert locks.get(5, A, Lock(WRITE, 0, 0)) == Lock(WRITE, 0, Lock.MAX_END, pid)
         with pytest.raises(BlockingIOError):
             locks.set(5, A, Lock(WRITE, 0, 0))
 
@@ -173,12 +184,11 @@ def test_a_waiting_lock_is_taken_soon_after_it_is_free(locks: PosixLocks, waiter
 def test_a_waiting_lock_is_taken_when_a_process_of_the_host_lets_go(
     locks: PosixLocks, waiters: Waiters, path: Path
 ) -> None:
-    with open(path, "r+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+    with locked_elsewhere(path):
         thread, outcome = start(lambda: waiters.wait(Request(), 5, lambda: locks.set(5, B, Lock(WRITE, 0, 9))))
         time.sleep(0.1)
-        fcntl.lockf(file, fcntl.LOCK_UN)
-        thread.join(10)
+        assert not outcome
+    thread.join(10)
     assert outcome == [None]
 
 

@@ -1,0 +1,112 @@
+"""Where a filesystem is tried: called directly, behind a client over some transport, or mounted by the kernel.
+
+`place` builds it up and, at the end, takes it down and has the books checked (see ledger.py). Nothing here needs pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from transfuse.client import Client
+from transfuse.fs.base import Filesystem
+from transfuse.fs.path import PathFilesystem
+from transfuse.fs.request import Request
+from transfuse.server import Server, mount
+from transfuse.testing.client_volume import ClientVolume
+from transfuse.testing.direct import DirectVolume
+from transfuse.testing.ledger import Ledger
+from transfuse.testing.volume import OsVolume, Volume
+from transfuse.transports.memory import MemoryTransport
+from transfuse.transports.stream import StreamClient, StreamServer
+
+__all__ = ["TRANSPORTS", "Place", "place", "why_not"]
+
+TRANSPORTS = ("direct", "memory", "stream", "dev_fuse")
+MOUNT_OPTIONS = ("default_permissions", "allow_other")
+
+
+class Place:
+    """A filesystem where it can be tried: its `volume`, its `ledger`, and bugs that came up."""
+
+    def __init__(self, volume: Volume, ledger: Ledger, transport: str, bugs: list[BaseException]) -> None:
+        self.volume = volume
+        self.ledger = ledger
+        self.transport = transport
+        self.bugs = bugs
+        """Exceptions that are no OSError, and so no answer."""
+
+
+def why_not(transport: str) -> str | None:
+    """Why this transport can't be used here; None if it can."""
+    if transport != "dev_fuse":
+        return None
+    if os.geteuid() != 0:
+        return "needs root to mount"
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"needs /dev/fuse: {error.strerror}"
+    return None
+
+
+@contextmanager
+def place(
+    transport: str, filesystem: Filesystem | PathFilesystem, folder: Path, mount_options: Sequence[str] = MOUNT_OPTIONS
+) -> Iterator[Place]:
+    """`filesystem` over `transport`; `folder` is where a mount point or a socket may be made.
+
+    The umask is 0 meanwhile: volumes say exactly which mode they mean.
+    """
+    ledger = Ledger(filesystem)
+    bugs: list[BaseException] = []
+
+    def on_bug(req: Request, error: BaseException) -> None:
+        bugs.append(error)
+
+    umask = os.umask(0)
+    try:
+        with _VOLUMES[transport](ledger, folder, on_bug, mount_options) as volume:
+            yield Place(volume, ledger, transport, bugs)
+    finally:
+        os.umask(umask)
+
+
+OnBug = Callable[[Request, BaseException], None]
+
+
+@contextmanager
+def _direct(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str]) -> Iterator[Volume]:
+    yield DirectVolume(ledger)
+    ledger.destroyed()
+
+
+@contextmanager
+def _memory(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str]) -> Iterator[Volume]:
+    transport = MemoryTransport()
+    with Server(ledger, transport, on_bug=on_bug), Client(transport.client) as client:
+        yield ClientVolume(client)
+        client.drop_caches()
+
+
+@contextmanager
+def _stream(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str]) -> Iterator[Volume]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with Server(ledger, StreamServer(theirs), on_bug=on_bug), Client(StreamClient(ours)) as client:
+        yield ClientVolume(client)
+        client.drop_caches()
+
+
+@contextmanager
+def _dev_fuse(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str]) -> Iterator[Volume]:
+    mountpoint = tempfile.mkdtemp(prefix="mnt-", dir=folder)
+    with mount(ledger, mountpoint, options, on_bug=on_bug):
+        yield OsVolume(mountpoint)
+    os.rmdir(mountpoint)
+
+
+_VOLUMES = {"direct": _direct, "memory": _memory, "stream": _stream, "dev_fuse": _dev_fuse}
