@@ -22,13 +22,14 @@ from transfuse.fs.base import Filesystem
 from transfuse.session.negotiate import Connection, Limits
 from transfuse.session.notify import Notifier
 from transfuse.session.server import BugHandler, ServerSession, log_bug
-from transfuse.transports.base import Channel, ServerTransport
+from transfuse.transports.base import Channel, Handler, ServerTransport
 from transfuse.transports.dev_fuse import DevFuse, sync_init
 from transfuse.transports.mount import Mounted
 from transfuse.transports.mount.attach import Method, open_and_attach
 from transfuse.transports.mount.options import MountOptions, parse_options, unknown_option
 from transfuse.wire.encode import Message
 from transfuse.wire.layout import Buffer
+from transfuse.wire.show import show_message, traced
 from transfuse.workers import WorkerPool
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Server:
     """Serves one filesystem over one transport.
 
     `default_permissions`: the peer's kernel checks mode bits (what the mount was told). `owner`: only this uid and root
-    may use it (the mount option allow_root).
+    may use it (the mount option allow_root). `trace` is called with one line for every request, reply and notification.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Server:
         *,
         workers: int = DEFAULT_WORKERS,
         default_permissions: bool = False,
+        owner: int | None = None,
         on_bug: BugHandler = log_bug,
+        trace: Callable[[str], None] | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers={workers}: at least one is needed")
@@ -68,13 +71,19 @@ class Server:
         self.transport = transport
         self.workers = workers
         self.executor = ThreadedExecutor()
-        limits = Limits(transport.max_write, transport.can_pass_through, transport.can_notify, default_permissions)
+        limits = Limits(
+            transport.max_write, transport.can_pass_through, transport.can_notify, default_permissions, owner
+        )
         self.session = ServerSession(self.filesystem, transport, self.executor, limits, on_bug=on_bug)
+        self._handle: Handler = self.session.handle
+        if trace is not None:  # the hot path knows nothing of it
+            self._handle = traced(self.session.handle, trace)
+            self.session.host = _TracedHost(transport, trace)
         self._connected = threading.Event()
         self._finished = threading.Event()
         self.pool = WorkerPool(
             transport,
-            self.session.handle,
+            self._handle,
             self.session.undelivered,
             workers,
             handshake=self._handshake,
@@ -117,9 +126,9 @@ class Server:
                 self._connected.set()  # nobody needs to wait: there will be no connection
 
     def _handle_first(self, buffer: Buffer, start: int, end: int, channel: Channel) -> Message | None:
-        message = self.session.handle(buffer, start, end, channel)
+        message = self._handle(buffer, start, end, channel)
         if self.session.connection is not None:
-            self.transport.bind(self.session.handle, self.session.undelivered)
+            self.transport.bind(self._handle, self.session.undelivered)
         return message
 
     def _end(self) -> None:
@@ -165,6 +174,21 @@ class Server:
         self.close()
 
 
+class _TracedHost:
+    """The transport as a session's host, with a line for each notification."""
+
+    def __init__(self, transport: ServerTransport, trace: Callable[[str], None]) -> None:
+        self.register_backing = transport.register_backing
+        self.unregister_backing = transport.unregister_backing
+        self.groups_of = transport.groups_of
+        self._notify = transport.notify
+        self._trace = trace
+
+    def notify(self, message: list[Buffer]) -> None:
+        self._trace(show_message(message))
+        self._notify(message)
+
+
 class Mount:
     """A mounted filesystem; a context manager that unmounts at its end. What is still mounted when the interpreter
     exits is unmounted then, or its users would be left with a dead mount."""
@@ -208,12 +232,12 @@ class Mount:
             return
         self._closed = True
         atexit.unregister(self.close)
-        if not self.server.wait(0):
-            try:
-                self.mounted.umount()
-            except OSError as error:
-                log.debug("umount: %s; detaching", error)
-                self._detach()
+        # Even when the connection has ended: an aborted one leaves its mount behind, dead.
+        try:
+            self.mounted.umount()
+        except OSError as error:
+            log.debug("umount: %s; detaching", error)
+            self._detach()
         if not self.server.wait(5):
             self._abort()
         if self.server.close():
@@ -250,6 +274,7 @@ def mount(
     workers: int = DEFAULT_WORKERS,
     method: Method = "auto",
     on_bug: BugHandler = log_bug,
+    trace: Callable[[str], None] | None = None,
     before_serving: Callable[[], None] | None = None,
 ) -> Mount:
     """Mount `filesystem` on `mountpoint` and serve it from threads of this process; returns when it answers.
@@ -258,7 +283,7 @@ def mount(
     and the way out), MountOptionError, or ConnectionError when the kernel did not connect.
     """
     parsed = options if isinstance(options, MountOptions) else parse_options(list(options))
-    if parsed.rest:
+    if parsed.rest and parsed is not options:  # whoever parsed them has seen to the rest
         raise unknown_option(*parsed.rest[0])
     permissions = parsed.default_permissions
     owner = (os.getuid() if parsed.user_id is None else parsed.user_id) if parsed.allow_root else None
@@ -267,7 +292,13 @@ def mount(
     def start(fd: int) -> None:
         transport = DevFuse(fd)
         server = Server(
-            filesystem, transport, workers=workers, default_permissions=parsed.default_permissions, on_bug=on_bug
+            filesystem,
+            transport,
+            workers=workers,
+            default_permissions=permissions,
+            owner=owner,
+            on_bug=on_bug,
+            trace=trace,
         )
         started.append((server, transport))
         if before_serving is not None:

@@ -153,6 +153,7 @@ class World:
         fd = self.fd(slot)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
+        os.fsync(fd)  # the kernel's FUSE doesn't write back before it asks a server for SEEK_DATA
         position = os.lseek(fd, 0, os.SEEK_CUR)
         size = os.fstat(fd).st_size
         try:
@@ -189,7 +190,8 @@ class World:
         return done
 
     def truncate(self, path: str, size: int) -> int:
-        if os.stat(self.prefix + path).st_size == size:
+        status = os.stat(self.prefix + path)
+        if stat.S_ISREG(status.st_mode) and status.st_size == size:
             return -1  # whether this moves mtime is up to the filesystem: tmpfs does it for files with pages only
         os.truncate(self.prefix + path, size)
         return 0

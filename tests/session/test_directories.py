@@ -29,7 +29,8 @@ class Source:
         self.asked.append(offset)
         if not self.cookies:
             return [DirEntry(name, 10 + place) for place, name in enumerate(self.items)]
-        return iter([DirEntry(name, 10, 0, 100 + place) for place, name in enumerate(self.items)][max(0, offset - 99) :])
+        numbered = [DirEntry(name, 10, 0, 100 + place) for place, name in enumerate(self.items)]
+        return iter(numbered[max(0, offset - 99) :])
 
 
 def listings(order: str = "<") -> Listings:
@@ -158,7 +159,7 @@ def test_listings_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     made, source = listings(), Source([b"a"])
     for fh in range(1, 20):
         page(made, source, 0, fh=fh)
-    assert [key for key in made._kept] == [(1, 16), (1, 17), (1, 18), (1, 19)]
+    assert list(made._kept) == [(1, 16), (1, 17), (1, 18), (1, 19)]
 
 
 @pytest.mark.parametrize("size", [0, 1, 23, 24])
@@ -175,10 +176,23 @@ def test_records_are_padded_to_eight(order: str) -> None:
     assert data[27:] == bytes(5)
 
 
-def test_last_record_may_use_the_room_without_its_padding() -> None:
-    # 25 bytes of room for 24 + 1: the kernel takes a record whose padding it did not ask for.
-    data = bytes(listings().pack([DirEntry(b"a", 5, 4, 9)], 25))
-    assert data[:25].endswith(b"a")
+def test_record_whose_padding_does_not_fit_is_left_out() -> None:
+    # Linux takes it for one that is cut off, and a page without a whole record for the end of the directory.
+    entries = [DirEntry(b"a", 5, 4, 9), DirEntry(b"b", 6, 4, 10)]
+    assert [name for _, _, name, _ in dirents(bytes(listings().pack(entries, 32 + 31)))] == [b"a"]
+    assert [name for _, _, name, _ in dirents(bytes(listings().pack(entries, 32 + 32)))] == [b"a", b"b"]
+
+
+def test_entry_whose_padding_does_not_fit_is_not_looked_up() -> None:
+    looked_up = []
+
+    def lookup(req: Request, nodeid: int, name: bytes) -> Entry:
+        looked_up.append(name)
+        return Entry(Attr.file(2))
+
+    entries = [DirEntry(b"a", 5, 4, 9), DirEntry(b"b", 6, 4, 10)]
+    listings().pack_plus(entries, 160 + 159, lookup, REQ, 1)
+    assert looked_up == [b"a"]
 
 
 @pytest.mark.parametrize("order", "<>")

@@ -11,6 +11,7 @@ from session.peers import ALL_FLAGS, Peer, Tree, dirents, valid_requests
 from transfuse.fs.base import Filesystem
 from transfuse.fs.request import Request
 from transfuse.fs.values import Attr, DirEntry, Entry, Features, Opened
+from transfuse.session.negotiate import Limits
 from transfuse.wire import flags as f
 from transfuse.wire import structs as w
 from transfuse.wire.opcodes import OPERATIONS, Opcode
@@ -222,3 +223,23 @@ def test_coroutine_lookup_switches_readdirplus_off() -> None:
     connection = Peer(Later()).session.connection
     assert connection is not None
     assert not connection.has(f.FUSE_DO_READDIRPLUS)
+
+
+# -- allow_root
+
+
+@pytest.mark.parametrize(("uid", "number"), [(1000, 0), (0, 0), (1001, errno.EACCES), (0xFFFFFFFF, errno.EACCES)])
+def test_only_owner_and_root_may_in(uid: int, number: int) -> None:
+    peer = Peer(Tree(), limits=Limits(owner=1000))
+    assert peer.ask(Opcode.LOOKUP, b"hello.txt\0", uid=uid).errno == number
+    assert peer.ask(Opcode.GETATTR, w.GetattrIn(), uid=uid).errno == number
+
+
+def test_open_file_of_the_owner_serves_whoever_it_was_given_to() -> None:
+    peer = Peer(Tree(), limits=Limits(owner=1000))
+    assert peer.ask(Opcode.READ, w.ReadIn(size=5), nodeid=2, uid=1001).body == b"Hello"
+    assert peer.ask(Opcode.RELEASE, w.ReleaseIn(), nodeid=2, uid=1001).errno == 0
+
+
+def test_everybody_may_in_without_an_owner() -> None:
+    assert Peer(Tree()).ask(Opcode.LOOKUP, b"hello.txt\0", uid=1001).errno == 0

@@ -235,6 +235,12 @@ def test_idmapped_mounts_need_default_permissions() -> None:
     assert not agreed(features=wish, limits=Limits()) & f.FUSE_ALLOW_IDMAP
 
 
+def test_idmapped_mounts_are_off_where_only_the_owner_may_in() -> None:
+    # Most requests of an idmapped connection have no caller (uid 2**32 - 1).
+    wish = replace(Features(), allow_idmap=True)
+    assert not agreed(features=wish, limits=Limits(default_permissions=True, owner=1000)) & f.FUSE_ALLOW_IDMAP
+
+
 def test_posix_acl_implies_default_permissions_for_idmapped_mounts() -> None:
     assert agreed(features=replace(Features(), allow_idmap=True, posix_acl=True), limits=Limits()) & f.FUSE_ALLOW_IDMAP
 

@@ -100,6 +100,16 @@ def test_entry(order: str) -> None:
     assert (out.nodeid, out.generation, out.attr.ino) == (9, 7, 5)
 
 
+@pytest.mark.parametrize("seconds", [10**11, -(10**11), 2**63 - 1, -(2**63)])
+def test_times_that_64_bits_of_nanoseconds_do_not_hold(seconds: int) -> None:
+    attr = Attr.file(2, mtime_ns=seconds * 10**9 + 7)
+    for out in (
+        Reply(make().attr(asked(), attr)).struct(w.AttrOut),
+        Reply(make().entry(asked(), Entry(attr))).struct(w.EntryOut),
+    ):
+        assert (out.attr.mtime, out.attr.mtimensec) == (seconds, 7)
+
+
 def test_blocks_follow_from_the_size() -> None:
     assert Reply(make().attr(asked(), Attr.file(2, size=513))).struct(w.AttrOut).attr.blocks == 2
 

@@ -52,6 +52,8 @@ cdef enum:
     FLAGS = 0x100 | 0x800 | 0x1000  # AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
     WANTED = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
     BTIME = 0x800
+    KIND_SHIFT = 64
+    BIRTH_SHIFT = 68
 
 cdef int64_t NS = 1000000000
 cdef object _new = Attr.__new__
@@ -104,8 +106,8 @@ cdef class Probe:
             attr.btime_ns = born
         else:
             attr.btime_ns = None
-            born = st.stx_mode >> 12
-        key = (<object> born) << 64 | st.stx_ino
+            born = 0
+        key = (<object> born) << BIRTH_SHIFT | (<object> (st.stx_mode >> 12)) << KIND_SHIFT | st.stx_ino
         if st.stx_dev_minor == self.minor and st.stx_dev_major == self.major:
             attr.ino = st.stx_ino
             return attr, key

@@ -6,6 +6,7 @@ the argument tuple; here 0.3. Layouts are those of wire.structs.AttrOut and Entr
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -34,14 +35,22 @@ cdef inline void put32(char *at, uint32_t value, bint swap) noexcept:
     memcpy(at, &value, 4)
 
 
-cdef inline void put_time(char *seconds_at, char *nsec_at, int64_t time_ns, bint swap) noexcept:
-    cdef int64_t seconds = time_ns // NS
-    cdef int64_t rest = time_ns - seconds * NS
-    if rest < 0:
-        seconds -= 1
-        rest += NS
+cdef int put_time(char *seconds_at, char *nsec_at, object time_ns, bint swap) except -1:
+    cdef int overflow = 0
+    cdef int64_t value = PyLong_AsLongLongAndOverflow(time_ns, &overflow)
+    cdef int64_t seconds, rest
+    if overflow:  # before 1677 or after 2262: 64 bits of nanoseconds end there, 64 bits of seconds do not
+        later, left = divmod(time_ns, NS)
+        seconds, rest = later, left
+    else:
+        seconds = value // NS
+        rest = value - seconds * NS
+        if rest < 0:
+            seconds -= 1
+            rest += NS
     put64(seconds_at, <uint64_t> seconds, swap)
     put32(nsec_at, <uint32_t> rest, swap)
+    return 0
 
 
 cdef int put_attr(char *at, object a, bint swap) except -1:

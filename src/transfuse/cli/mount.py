@@ -19,6 +19,7 @@ from transfuse.cli.errors import MOUNT_FAILED, OK, USAGE, CommandError, report
 from transfuse.cli.options import Settings, add_flags, read_settings
 from transfuse.cli.sources import AnyFilesystem, Source, check_extra, make_filesystem, parse_source
 from transfuse.session.negotiate import Connection
+from transfuse.transports.base import ServerTransport
 from transfuse.transports.mount.inherit import from_fd, parse_dev_fd
 from transfuse.transports.mount.options import MountOptions
 
@@ -136,6 +137,7 @@ def effective_options(settings: Settings, source: Source, *, root: bool) -> Moun
         default_permissions=given.default_permissions or (posix and not settings.get("no_default_permissions", False)),
         allow_other=given.allow_other
         or (source.kind == "path" and root and not given.allow_root and not settings.get("no_allow_other", False)),
+        rest=[],  # read_settings and make_filesystem took or refused each of them
     )
 
 
@@ -181,7 +183,7 @@ def serve_inherited(
     if options.read_only:
         filesystem = ReadOnly(filesystem)  # the mount's flags are not ours to set
     device = from_fd(fd) == "dev_fuse"
-    transport = DevFuse(fd, wakeable=True) if device else StreamTransport.from_fd(fd)
+    transport: ServerTransport = DevFuse(fd, wakeable=True) if device else StreamTransport.from_fd(fd)
     server = Server(
         filesystem, transport,
         workers=settings.get("workers", DEFAULT_WORKERS), default_permissions=options.default_permissions,

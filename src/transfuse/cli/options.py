@@ -90,7 +90,7 @@ OPTIONS: dict[str, Option] = {
         Option("writeback", "source", "the kernel collects writes and sends them later (excludes passthrough)"),
         Option("no_passthrough", "source", "data goes through the server even where the kernel could move it itself"),
         Option("direct_io", "source", "reads and writes bypass the kernel's page cache"),
-        Option("workers", "program", "threads that serve requests", "N", _workers),
+        Option("workers", "program", "most threads that serve requests", "N", _workers),
         Option("method", "program", "how to mount: auto (the first that works), fsopen, mount or fusermount3",
                "M", _one_of("auto", "fsmount", "mount", "fusermount3")),
         Option("no_allow_other", "program", "for the owner of the mount only, also when root mounts a directory"),

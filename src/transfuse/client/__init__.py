@@ -1,8 +1,8 @@
 """The other end of a FUSE connection, as a library: it does what Linux does for a mount, without a kernel.
 
 `Client` is the front door (module client). Below it: `exchange` sends and waits, `caches` believes what the server
-allows to believe and gives lookups back, `walk` finds paths, `attrs` turns attributes into what os.stat() shows, `openfile` and
-`files` are open files, `directories` are listings, `events` applies the server's notifications.
+allows to believe and gives lookups back, `walk` finds paths, `attrs` turns attributes into what os.stat() shows,
+`openfile` and `files` are open files, `directories` are listings, `events` applies the server's notifications.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def statx_result(v: tuple[Any, ...]) -> StatxResult:
         size=size,
         blocks=blocks,
         blksize=_block_size(blksize),
-        rdev=os.makedev(v[19], v[20]),
+        rdev=os.makedev(v[19] & 0xFFF, v[20] & 0xFFFFF),
         atime_ns=atime,
         mtime_ns=mtime,
         ctime_ns=ctime,

@@ -270,6 +270,15 @@ class Cache:
                 self._drop(name)
             self.root.attr_expiry = NEVER
 
+    def surrender(self) -> None:
+        """Forget everything and give back every lookup, even of nodes that somebody still holds."""
+        self.clear()
+        with self.lock:
+            for node in list(self._nodes.values()):
+                nlookup, node.nlookup = node.nlookup, 0
+                if nlookup:
+                    self.forgets.append((node.nodeid, nlookup))
+
     def __len__(self) -> int:
         """How many names are remembered."""
         return len(self._lru)

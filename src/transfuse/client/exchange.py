@@ -1,8 +1,8 @@
 """Requests out, answers in: the part of the client that waits.
 
 Any number of threads may be in `call` at a time. Whoever waits owns its request; when it gives up (timeout, Ctrl-C) it
-sends INTERRUPT, waits a little for the answer, and then leaves the request behind as *abandoned*. The answer to one that
-was abandoned is still read, because a lookup or an open file in it must be given back.
+sends INTERRUPT, waits a little for the answer, and then leaves the request behind as *abandoned*. The answer to one
+that was abandoned is still read, because a lookup or an open file in it must be given back.
 
 No call waits for ever: a transport that closes, and a server that breaks the protocol in a way no single request is to
 blame for, end all waiting calls with ConnectionError.
@@ -23,7 +23,7 @@ from typing import Any
 
 from transfuse.client.caches import Cache
 from transfuse.errors import RemoteProtocolError
-from transfuse.session.client import BadNotification, BadReply, ClientSession, Credentials, Pending, Reply
+from transfuse.session.client import NOBODY, BadNotification, BadReply, ClientSession, Credentials, Pending, Reply
 from transfuse.session.events import Event
 from transfuse.transports.base import ClientTransport
 from transfuse.wire.layout import Buffer
@@ -44,8 +44,8 @@ NOT_CONNECTED_TRIES = 3
 
 _OPEN_LIKE = {int(Opcode.OPEN): Opcode.RELEASE, int(Opcode.OPENDIR): Opcode.RELEASEDIR}
 _CREATE_LIKE = frozenset((int(Opcode.CREATE), int(Opcode.TMPFILE)))
-_ENTRY_LIKE = frozenset(
-    int(o) for o in (Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.CREATE, Opcode.TMPFILE)
+_ENTRY_LIKE = _CREATE_LIKE | frozenset(
+    int(o) for o in (Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK)
 )
 
 
@@ -118,7 +118,7 @@ class Exchange:
         args: Sequence[int] = (),
         names: Sequence[bytes] = (),
         payload: Buffer = b"",
-        creds: Credentials = Credentials(),
+        creds: Credentials = NOBODY,
         extensions: bytes = b"",
         timeout_s: float | None = -1,
     ) -> Reply:
@@ -210,11 +210,11 @@ class Exchange:
         try:
             received = self.session.receive(buffer)
         except BadReply as error:
-            log.error("%s", error)
+            log.debug("%s", error)  # the caller gets it
             self._finish(error.pending, None, error)
             return
         except BadNotification as error:
-            log.error("%s", error)
+            log.warning("%s", error)
             raise OSError(errno.EINVAL, str(error)) from error
         except RemoteProtocolError as error:
             log.error("the connection ends: %s", error)

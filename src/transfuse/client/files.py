@@ -1,7 +1,8 @@
 """Open files as Python knows them: a real io.RawIOBase over an OpenFile, and the rules of opening.
 
-`open_node` is open(2)'s part behind the path walk (fs/namei.c, fs/fuse/dir.c): CREATE only for a name that is not there,
-OPEN for one that is; a server without CREATE gets MKNOD and OPEN, and one without ATOMIC_O_TRUNC a truncating SETATTR.
+`open_node` is open(2)'s part behind the path walk (fs/namei.c, fs/fuse/dir.c): CREATE only for a name that is not
+there, OPEN for one that is; a server without CREATE gets MKNOD and OPEN, and one without ATOMIC_O_TRUNC a truncating
+SETATTR.
 """
 
 from __future__ import annotations
@@ -186,7 +187,8 @@ def _tmpfile(client: Client, path: Path, flags: int, mode: int) -> OpenFile:
     args = (sent, client.masked(stat_bits.S_IFREG | mode & 0o7777), client.creds.umask, 0)
     last = Last([node], b"", False, "")
     reply = client.ask(Opcode.TMPFILE, node, args, (b"",), extensions=client.create_extensions(node), path=path)
-    return _created(client, last, None, reply, sample, flags & ~(_ONLY_AT_OPEN | os.O_TMPFILE) | client.large_file, path)
+    kept = flags & ~(_ONLY_AT_OPEN | os.O_TMPFILE) | client.large_file
+    return _created(client, last, None, reply, sample, kept, path)
 
 
 class RawFile(io.RawIOBase):

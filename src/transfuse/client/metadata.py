@@ -22,7 +22,6 @@ MAX_XATTR = 1 << 16
 MAX_XATTR_NAME = 255
 STATX_BASIC_AND_BTIME = 0xFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
-_GONE = (errno.ENOENT, errno.ESTALE)
 
 
 class MetadataCalls(ClientBase):
@@ -64,46 +63,43 @@ class MetadataCalls(ClientBase):
         return statx_result(values)
 
     def exists(self, path: Path) -> bool:
-        """As os.path.exists(): False for a dangling link and for errors that mean "not there"."""
+        """As os.path.exists(): False for a dangling link and whatever else keeps the path from being walked, but a
+        connection that failed raises."""
+        return self._found(path, True) is not None
+
+    def _found(self, path: Path, follow: bool) -> Node | None:
         try:
-            walk(self, path)
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno not in (*_GONE, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
-                raise
-            return False
-        return True
+            return walk(self, path, follow)
+        except (ConnectionError, TimeoutError):
+            raise
+        except (OSError, ValueError):
+            return None
 
     def lexists(self, path: Path) -> bool:
         """As os.path.lexists()."""
-        try:
-            walk(self, path, False)
-        except FileNotFoundError:
-            return False
-        return True
+        return self._found(path, False) is not None
 
     def isdir(self, path: Path) -> bool:
         """As os.path.isdir()."""
-        return self.exists(path) and walk(self, path).is_dir
+        node = self._found(path, True)
+        return node is not None and node.is_dir
 
     def isfile(self, path: Path) -> bool:
         """As os.path.isfile()."""
-        return self.exists(path) and stat_bits.S_ISREG(walk(self, path).mode)
+        node = self._found(path, True)
+        return node is not None and stat_bits.S_ISREG(node.mode)
 
     def islink(self, path: Path) -> bool:
         """As os.path.islink()."""
-        return self.lexists(path) and walk(self, path, False).is_symlink
+        node = self._found(path, False)
+        return node is not None and node.is_symlink
 
     def access(self, path: Path, mode: int, *, follow_symlinks: bool = True) -> bool:
-        """As os.access(), asked of the server (ACCESS); one that has no ACCESS allows everything."""
-        node = walk(self, path, follow_symlinks)
-        if mode == os.F_OK:
-            return True
-        reply = self.exchange.call(Opcode.ACCESS, node.nodeid, (mode,), creds=self.creds)
-        if reply.error in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return False
-        if reply.error:
-            raise fail(reply.error, path)
-        return True
+        """As os.access(), asked of the server (ACCESS); one that has no ACCESS allows everything. Errors are False."""
+        node = self._found(path, follow_symlinks)
+        if node is None or mode == os.F_OK:
+            return node is not None
+        return not self.exchange.call(Opcode.ACCESS, node.nodeid, (mode,), creds=self.creds).error
 
     def statvfs(self, path: Path = "/") -> os.statvfs_result:
         """As os.statvfs(). Asks each time."""

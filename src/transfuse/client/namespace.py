@@ -1,8 +1,8 @@
 """Operations on names: make, remove, rename, link. Names and arguments are os's.
 
 As in Linux (fs/namei.c), a name is looked up before it is made or removed, so that a server is never asked to make what
-exists or to remove a directory as a file; the errors of those checks are raised here. Afterwards the parents' attributes
-are asked for again, and the name's cache entry says what is true now.
+exists or to remove a directory as a file; the errors of those checks are raised here. Afterwards the parents'
+attributes are asked for again, and the name's cache entry says what is true now.
 """
 
 from __future__ import annotations

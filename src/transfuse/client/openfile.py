@@ -264,6 +264,8 @@ class OpenFile:
             raise fail(errno.EBADF, self.path)
         if count < 0 or offset < 0 or target_offset < 0:
             raise fail(errno.EINVAL, self.path)
+        if target.node is self.node and offset < target_offset + count and target_offset < offset + count:
+            raise fail(errno.EINVAL, self.path)
         for opcode, limit in ((Opcode.COPY_FILE_RANGE_64, MAX_OFFSET), (Opcode.COPY_FILE_RANGE, MAX_COPY_32)):
             length = min(count, limit)
             args = (self.fh, offset, target.node.nodeid, target.fh, target_offset, length, 0)

@@ -1,8 +1,8 @@
 """From paths to nodes, one name at a time, as path_resolution(7) says.
 
-Paths are str (surrogateescape), bytes or PathLike; the client has no current directory, so "a/b" and "/a/b" are the same.
-Symbolic links are followed here, at most 40 on one path (ELOOP); ".." goes back over the directories that were walked,
-so the server is never asked for it, and no server can lead a path out of its own root.
+Paths are str (surrogateescape), bytes or PathLike; the client has no current directory, so "a/b" and "/a/b" are the
+same. Symbolic links are followed here, at most 40 on one path (ELOOP); ".." goes back over the directories that were
+walked, so the server is never asked for it, and no server can lead a path out of its own root.
 
 A walk holds every node it passes, so none of them can be forgotten under it.
 """
@@ -75,7 +75,7 @@ class Last(NamedTuple):
 
 
 def walk(client: ClientBase, path: Path, follow: bool = True) -> Node:
-    """The node of `path`. `follow`: go on through a symbolic link at its end (one with "/" behind is always followed)."""
+    """The node of `path`. `follow`: go on through a symbolic link at its end (with "/" behind it always)."""
     data = encode_path(path)
     # The usual case first: plain names that are all remembered cost no more than the look-ups. Dots are never
     # remembered as names, and only directories have any, so whatever is special ends this loop.
@@ -119,7 +119,7 @@ def walk_parent(client: ClientBase, path: Path) -> Last:
 
 
 def follow_link(client: ClientBase, path: Path, stack: list[Node], link: Node, links: list[int]) -> tuple[Last, bool]:
-    """Where a link found in the last of `stack` leads, its last name not looked up; and whether it must be a directory."""
+    """Where a link in the last of `stack` leads, its last name not looked up; and whether that must be a directory."""
     names, must_be_dir, base = _target(client, path, stack, link, links)
     if not names:
         return Last(base, b"", True, "."), True
@@ -145,7 +145,13 @@ def _target(
 
 
 def _walk(
-    client: ClientBase, path: Path, stack: list[Node], names: list[bytes], must_be_dir: bool, follow: bool, links: list[int]
+    client: ClientBase,
+    path: Path,
+    stack: list[Node],
+    names: list[bytes],
+    must_be_dir: bool,
+    follow: bool,
+    links: list[int],
 ) -> list[Node]:
     """Walk `names` from the last of `stack`. `links` counts the links of the whole path in its one item."""
     stack = list(stack)

@@ -15,7 +15,8 @@ import difflib
 import errno
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
 
 from transfuse.fs.values import (
     Attr,
@@ -51,6 +52,13 @@ class Filesystem:
 
     features: Features
     """What to negotiate; replace in __init__ or as a class attribute."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        if isinstance(cls.features, Features):
+            # A copy: `self.features.passthrough = True` is about this filesystem, not about all of its class.
+            self.features = replace(cls.features)
+        return self
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

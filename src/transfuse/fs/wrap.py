@@ -165,9 +165,11 @@ class Subdirectory(Wrapper):
         req = Request()
         at = int(ROOT_ID)
         for name in self._names:
-            entry = self.inner.lookup(req, at, name)
-            if at != ROOT_ID:
-                self._forget(req, at, 1)
+            try:
+                entry = self.inner.lookup(req, at, name)
+            finally:
+                if at != ROOT_ID:
+                    self._forget(req, at, 1)
             if entry.attr is None:
                 raise FileNotFoundError(errno.ENOENT, "no such directory", name)
             at = entry.nodeid

@@ -1,8 +1,10 @@
-"""Bytes of replies into numbers, as the asking side reads them: sizes, directory records, lists of names, flat attributes.
+"""Bytes of replies into numbers, as the asking side reads them: sizes, directory records, lists of names, flat
+attributes.
 
-Everything here distrusts the server: a record that overruns its reply, a name with a slash, a list without its NUL raises
-RemoteProtocolError with field and offset. Values stay flat tuples in header order (what the struct module gives), since
-a client reads several for every path it walks; `ENTRY_ATTR`, `ATTR_ATTR` and the like say where the attributes begin.
+Everything here distrusts the server: a record that overruns its reply, a name with a slash, a list without its NUL
+raises RemoteProtocolError with field and offset. Values stay flat tuples in header order (what the struct module
+gives), since a client reads several for every path it walks; `ENTRY_ATTR`, `ATTR_ATTR` and the like say where the
+attributes begin.
 """
 
 from __future__ import annotations
@@ -153,7 +155,8 @@ def parse_direntplus(data: bytes, order: ByteOrder) -> Iterator[DirRecord]:
     at, end = 0, len(data)
     while at < end:
         if end - at < Direntplus.SIZE:
-            raise RemoteProtocolError(f"direntplus at offset {at + 16}: {end - at} bytes where {Direntplus.SIZE} belong")
+            left = f"{end - at} bytes where {Direntplus.SIZE} belong"
+            raise RemoteProtocolError(f"direntplus at offset {at + 16}: {left}")
         values = unpack(data, at)
         ino, off, namelen, kind = values[ENTRY_WIDTH:]
         start = at + Direntplus.SIZE

@@ -6,9 +6,9 @@ to a remembered request, or an `Event` (a notification). Nothing is sent or awai
 States: *new* (only `init` may be sent) → *running* once INIT was answered. An answer in an older major that we speak
 too leaves the session new: `init` is sent again in that major (fuse.h, "Protocol changelog and version negotiation").
 
-What a server may get wrong is sorted: a malformed notification (BadNotification: nobody waits for it), a message that belongs to no request (RemoteProtocolError: the server can't
-be trusted with the connection), and a wrong answer to one request (BadReply, a RemoteProtocolError that says to which:
-that request fails, as with Linux, which ends it with EIO).
+What a server may get wrong is sorted: a malformed notification (BadNotification: nobody waits for it), a message that
+belongs to no request (RemoteProtocolError: the server can't be trusted with the connection), and a wrong answer to one
+request (BadReply, a RemoteProtocolError that says to which: that request fails, as with Linux, which ends it with EIO).
 
 ENOSYS is for ever: `without` says how an operation ends that the server does not have, with no request at all. The
 rules are Linux's (fs/fuse/{dir,file,xattr}.c), one row of `ABSENT` each.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import itertools
 import struct
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +39,8 @@ __all__ = ["ABSENT", "DEFAULT_FLAGS", "BadNotification", "BadReply", "ClientSess
 PAGE = 4096
 MAX_IN_FLIGHT = 1 << 16
 """Most requests waiting for their answers, given-up ones included: a server that never answers can't make more grow."""
+MAX_INTERRUPTED = 1024
+"""Most INTERRUPTs whose answer, which may never come, is still expected."""
 MAX_FORGETS = 4096
 """Most forgets in one BATCH_FORGET: 64 KiB."""
 
@@ -209,6 +212,7 @@ class ClientSession:
         self.resent = False
         """The server asked for a RESEND: it may answer a request twice."""
         self._absent: set[int] = set()
+        self._interrupted: deque[int] = deque(maxlen=MAX_INTERRUPTED)
         self._uniques = itertools.count(2, 2)
         self._last_unique = 0
         self._header = OUT_HEADER[order].unpack_from
@@ -264,7 +268,8 @@ class ClientSession:
             try:
                 body = self._pack[opcode](*args)
             except struct.error as error:
-                raise LocalProtocolError(f"{opcode_name(opcode)}: {row.request.__name__}{tuple(args)}: {error}") from error
+                structure = f"{row.request.__name__}{tuple(args)}"
+                raise LocalProtocolError(f"{opcode_name(opcode)}: {structure}: {error}") from error
         else:
             body = b""
         if len(names) != row.names:
@@ -311,6 +316,7 @@ class ClientSession:
         """INTERRUPT of a request, numbered one above it as from Linux; None when the server does not know it."""
         if Opcode.INTERRUPT in self._absent:
             return None
+        self._interrupted.append(pending.unique | 1)
         body = InterruptIn.codec(self.order).pack(pending.unique)
         return encode_request(self.order, Opcode.INTERRUPT, pending.unique | 1, pending.nodeid, 0, 0, 0, body)
 
@@ -334,7 +340,7 @@ class ClientSession:
     def without(self, opcode: int) -> int | None:
         """None: ask. Else the server has this operation not: 0 is success without asking, other numbers the errno."""
         if opcode in self._absent:
-            return ABSENT.get(opcode, 0)
+            return ABSENT.get(opcode, errno.ENOSYS)
         connection = self.connection
         if connection is not None and OPERATIONS[opcode].since > connection.minor:
             return ABSENT.get(opcode, errno.EOPNOTSUPP)
@@ -423,7 +429,7 @@ class ClientSession:
         return Reply(pending, 0, values, body)
 
     def _interrupt_reply(self, unique: int, error: int, size: int) -> None:
-        if size != 16 or unique > self._last_unique + 1:
+        if size != 16 or unique not in self._interrupted:
             raise RemoteProtocolError(f"out_header.unique at offset 8: {unique} is no INTERRUPT of ours ({size} bytes)")
         if error == -errno.ENOSYS:
             self._absent.add(int(Opcode.INTERRUPT))

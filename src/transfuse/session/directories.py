@@ -102,6 +102,7 @@ class Listings:
 
     def pack(self, entries: Iterable[DirEntry], size: int) -> bytearray:
         """As many whole dirent records as fit in `size` bytes."""
+        size &= ~7  # a record that lacks its padding would be taken for one that is cut off
         out = bytearray(size)
         at = 0
         pack_into = self._pack_dirent_into
@@ -120,6 +121,7 @@ class Listings:
         self, entries: Iterable[DirEntry], size: int, lookup: Lookup, req: Request, nodeid: int
     ) -> bytearray:
         """As many whole direntplus records as fit; each name but "." and ".." is looked up once it is sure to fit."""
+        size &= ~7
         out = bytearray(size)
         at = 0
         pack_dirent, pack_entry = self._pack_dirent_into, self._replies.entry_into

@@ -1,7 +1,8 @@
 """Notifications as the client's side reads them: messages with unique 0, whose error field is the code.
 
 Each becomes one small value with the fields of its structure, host-order integers and bytes. The body must have exactly
-the length its structure, name or payload make; Linux answers EINVAL to anything else, and so do we (RemoteProtocolError).
+the length its structure, name or payload make; Linux answers EINVAL to anything else, and so do we
+(RemoteProtocolError).
 """
 
 from __future__ import annotations

@@ -184,8 +184,9 @@ def _agree(offered: int, minor: int, operations: frozenset[str], features: Featu
         agreed &= ~(f.FUSE_HAS_RESEND | f.FUSE_EXPLICIT_INVAL_DATA)
     if agreed & f.FUSE_EXPLICIT_INVAL_DATA:
         agreed &= ~f.FUSE_AUTO_INVAL_DATA  # the kernel lets AUTO win when both are set
-    if not (limits.default_permissions or agreed & f.FUSE_POSIX_ACL):
-        # Linux takes ALLOW_IDMAP without default_permissions for a bad INIT, and refuses every later request.
+    if not (limits.default_permissions or agreed & f.FUSE_POSIX_ACL) or limits.owner is not None:
+        # Linux takes ALLOW_IDMAP without default_permissions for a bad INIT, and refuses every later request. With it,
+        # only creating requests say who asks, so that `owner` could not be told from others.
         agreed &= ~f.FUSE_ALLOW_IDMAP
     passthrough = features.passthrough and limits.passthrough and not features.no_open and "open" in operations
     # Linux refuses passthrough together with write-back (fs/fuse/inode.c, process_init_reply).

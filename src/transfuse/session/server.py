@@ -145,14 +145,14 @@ class ServerSession:
         reinit: bool = False,
         on_bug: BugHandler = log_bug,
     ) -> None:
+        for name in ("mounted", "destroyed", "operations"):
+            if iscoroutinefunction(getattr(filesystem, name)):
+                raise TypeError(f"{type(filesystem).__name__}.{name}() can't be a coroutine: nobody waits for it")
         self.filesystem = filesystem
         self.operations = filesystem.operations()
         missing = {"getattr", "lookup"} - self.operations
         if missing:
             raise TypeError(f"{type(filesystem).__name__} has no {' and no '.join(sorted(missing))}()")
-        for name in ("mounted", "destroyed", "operations"):
-            if iscoroutinefunction(getattr(filesystem, name)):
-                raise TypeError(f"{type(filesystem).__name__}.{name}() can't be a coroutine: nobody waits for it")
         self.coroutines = frozenset(
             name for name in OPERATION_NAMES & self.operations if iscoroutinefunction(getattr(filesystem, name))
         )

@@ -106,7 +106,9 @@ class Ledger(Wrapper):
                 if count > 0 and ("release" if kind == "file" else "releasedir") in operations:
                     found.append(f"{kind} handle {fh} of nodeid {nodeid} is still open")
             if lookups and "forget" in operations:
-                found += [f"{count} lookups of nodeid {n} are not given back" for n, count in self.lookups.items() if count]
+                found += [
+                    f"{count} lookups of nodeid {n} are not given back" for n, count in self.lookups.items() if count
+                ]
         return found
 
 

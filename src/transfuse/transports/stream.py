@@ -3,8 +3,8 @@
 It joins two processes without a kernel mount, and is what gVisor's sandboxes read their fd mounts from. Several workers
 may receive from one socket, each takes a whole request; replies and notifications go out the same way from any thread.
 
-A packet must fit the sender's socket buffer, so both ends enlarge theirs (past net.core.wmem_max where privileges allow)
-and say what they can carry as `max_write`. A reply that does not fit all the same becomes EIO for its request.
+A packet must fit the sender's socket buffer, so both ends enlarge theirs (past net.core.wmem_max where privileges
+allow) and say what they can carry as `max_write`. A reply that does not fit all the same becomes EIO for its request.
 
 The file of a listening socket has mode 0600: whoever may connect may claim any uid, as with /dev/fuse.
 """
@@ -153,8 +153,9 @@ class _StreamChannel:
     def send(self, message: Message) -> bool:
         """Send one reply; False when the peer is gone."""
         if isinstance(message, RangeReply):
-            message = _fetch(message)
-        parts: list[Buffer] = [message] if isinstance(message, bytes) else message
+            parts = _fetch(message)
+        else:
+            parts = [message] if isinstance(message, bytes) else message
         try:
             self._socket.send(parts)
         except OSError as error:
@@ -185,12 +186,12 @@ class _StreamChannel:
         """The socket is the transport's."""
 
 
-def _fetch(message: RangeReply) -> Message:
+def _fetch(message: RangeReply) -> list[Buffer]:
     data = bytearray(message.length)
     try:
         count = os.preadv(message.fd, (data,), message.offset)
     except OSError as error:
-        return message.error(error.errno or errno.EIO)
+        return [message.error(error.errno or errno.EIO)]
     return [message.header(count), memoryview(data)[:count]]
 
 
@@ -359,7 +360,7 @@ class StreamListener:
                 continue
             try:
                 self._take(sock)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  what one connection's maker raises must not end the others
                 log.error("connection on %s refused: %s", self.path, error)
                 sock.close()
 

@@ -1,8 +1,8 @@
 """A host directory on each kind of filesystem there is here, served by root and by an ordinary user, and short ways to
 call it as its session would.
 
-Tests that use `source` run four times: in /tmp and in /dev/shm, as whoever runs the tests, and, where that is root, as an
-ordinary user: the test's function is then called in a forked process that has given up its privileges, because the
+Tests that use `source` run four times: in /tmp and in /dev/shm, as whoever runs the tests, and, where that is root, as
+an ordinary user: the test's function is then called in a forked process that has given up its privileges, because the
 interpreter itself may lie where other users can't start it. Marked with needs("root") it runs as root only.
 """
 
@@ -32,7 +32,9 @@ PLACES = ("/tmp", "/dev/shm")
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "source" in metafunc.fixturenames:
-        root_only = not getattr(metafunc.module, "AS_USER", True) or any("root" in mark.args for mark in metafunc.definition.iter_markers("needs"))
+        root_only = not getattr(metafunc.module, "AS_USER", True) or any(
+            "root" in mark.args for mark in metafunc.definition.iter_markers("needs")
+        )
         cases = [pytest.param((place, False), id=place) for place in PLACES]
         if not root_only:
             cases += [
@@ -44,10 +46,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def source(request: pytest.FixtureRequest) -> Iterator[Path]:
     """An empty directory, on the disk's filesystem or on tmpfs."""
-    place, as_user = request.param
+    place, as_user_ = request.param
     path = Path(tempfile.mkdtemp(prefix="transfuse-hostdir-", dir=place))
     path.chmod(0o755)
-    if as_user:
+    if as_user_:
         os.chown(path, USER, USER)
     yield path
     shutil.rmtree(path)
@@ -102,6 +104,12 @@ class Served:
     @cached_property
     def req(self) -> Request:
         return Request(uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
+
+    def hand_over(self) -> None:
+        """What a fixture made, still as root, belongs to whoever the test runs as."""
+        owner = self.path.stat()
+        for path in self.path.iterdir():
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     def look(self, name: str, parent: int = 1) -> int:
         entry = self.fs.lookup(self.req, parent, name.encode())

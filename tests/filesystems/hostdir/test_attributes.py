@@ -45,7 +45,9 @@ def test_truncating_a_fifo_is_einval(served: Served) -> None:
 
 def test_times_are_set_to_the_nanosecond_and_before_1970(served: Served) -> None:
     entry, opened = served.create("a")
-    attr = served.fs.setattr(served.req, entry.nodeid, AttrChanges(atime_ns=1_234_567_890_123_456_789, mtime_ns=-1), None)
+    attr = served.fs.setattr(
+        served.req, entry.nodeid, AttrChanges(atime_ns=1_234_567_890_123_456_789, mtime_ns=-1), None
+    )
     assert (attr.atime_ns, attr.mtime_ns) == (1_234_567_890_123_456_789, -1)
     served.release(entry.nodeid, opened.fh)
 

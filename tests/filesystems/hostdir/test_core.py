@@ -222,7 +222,9 @@ def test_swapping_a_directory_for_a_symlink_never_shows_the_outside(served: Serv
     thread.start()
     found = []
     try:
-        for _ in range(1500):
+        for _ in range(50_000):
+            if len(found) >= 100:
+                break
             entry = served.fs.lookup(served.req, 1, b"d")
             if entry.nodeid:
                 try:

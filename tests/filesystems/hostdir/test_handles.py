@@ -13,7 +13,6 @@ AS_USER = False
 COUNT = 2500
 
 
-
 @pytest.fixture
 def directory(source: Path) -> Iterator[OpenDirectory]:
     for number in range(COUNT):

@@ -139,7 +139,7 @@ def test_a_process_of_the_host_sees_the_lock(locks: PosixLocks, path: Path) -> N
 
 @contextmanager
 def locked_elsewhere(path: Path) -> Iterator[int]:
-    """Another process holds a POSIX lock on all of the file. (One of ours would go with any fd of it that is closed.)"""
+    """Another process holds a POSIX lock on all of the file. (Ours would go with any fd of it that we close.)"""
     code = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); print(); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -90,7 +90,9 @@ def test_held_fds_stay_within_the_bound(world: World) -> None:
 def test_an_evicted_fd_is_closed_when_nobody_uses_it(world: World) -> None:
     for n in range(8):
         world.table.hold(world.seen(f"f{n}"), world.open(f"f{n}"))
-    held = sum(1 for name in os.listdir("/proc/self/fd") if "/f" in _target(name) and str(world.source) in _target(name))
+    held = sum(
+        1 for name in os.listdir("/proc/self/fd") if "/f" in _target(name) and str(world.source) in _target(name)
+    )
     assert held == 4
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from transfuse.filesystems.hostdir import syscalls
 
-
 AS_USER = False
 
 

@@ -130,7 +130,7 @@ class Core(Filesystem):
         self.opened: dict[int, OpenFile | OpenDirectory] = {}
         """Open files and directories by fh."""
         self.fhs = itertools.count(1)
-        self.rename_lock = threading.Lock()
+        self.rename_lock = threading.RLock()
         """Held from before a rename until the hints tell of it."""
         self.waiters = Waiters()
         self.locks = PosixLocks(self._lock_fd, self.waiters, MAX_LOCK_OWNERS)
@@ -193,30 +193,30 @@ class Core(Filesystem):
         ref.used = True
         return node, ref
 
-    def _hold(self, node: Node) -> HeldFd:
-        """Open the node and keep the fd, and those of the directories on the way that had none."""
+    def _hold(self, node: Node, settled: bool = False) -> HeldFd:
+        """Open the node and keep the fd, and those of the directories on the way that had none.
+
+        `settled`: no rename of ours is under way that could make a hint wrong before the node is told.
+        """
         way = []
         at = node
         while (ref := at.ref) is None and (parent := at.parent) is not None:
             way.append(at)
             at = parent
         if ref is None:
-            ref = self._hold_step(at, None)
+            ref = self._hold_step(at, None, settled)
         for at in reversed(way):
-            ref = self._hold_step(at, ref)
+            ref = self._hold_step(at, ref, settled)
         return ref
 
-    def _hold_step(self, node: Node, parent: HeldFd | None) -> HeldFd:
-        before = node.parent, node.place
+    def _hold_step(self, node: Node, parent: HeldFd | None, settled: bool) -> HeldFd:
         try:
             fd, _ = self._find(node, parent)
         except OSError as error:
-            if error.errno != errno.ESTALE:
+            if settled or error.errno != errno.ESTALE:
                 raise
-            with self.rename_lock:  # a rename of ours that made the hint wrong has corrected it after this
-                if before[0] is node.parent and before[1] is node.place:
-                    raise
-            return self._hold(node)
+            with self.rename_lock:
+                return self._hold(node, True)
         return self.nodes.hold(node, HeldFd(fd))
 
     def _find(self, node: Node, parent: HeldFd | None) -> tuple[int, Attr]:
@@ -249,23 +249,31 @@ class Core(Filesystem):
         if isinstance(key, tuple):
             raise stale(node.nodeid)
         ino = key & 0xFFFF_FFFF_FFFF_FFFF
-        listing = HeldFd(self._open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, parent.fd))
-        seen = 0
-        while seen < SEARCH_ENTRIES and (entries := syscalls.list_directory(listing.fd)):
-            seen += len(entries)
-            for entry in entries:
-                if entry.ino != ino or entry.name in DOTS:
-                    continue
-                try:
-                    fd = self._open(entry.name, O_PATH_FLAGS, parent.fd)
-                except FileNotFoundError:
-                    continue
-                found = self.probe(fd, b"")
-                if found is not None and found[1] == key:
-                    node.place = entry.name
-                    return fd, found[0]
-                os.close(fd)
+        listing = self._open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, parent.fd)
+        try:
+            seen = 0
+            while seen < SEARCH_ENTRIES and (entries := syscalls.list_directory(listing)):
+                seen += len(entries)
+                for entry in entries:
+                    if entry.ino != ino or entry.name in DOTS:
+                        continue
+                    try:
+                        fd = self._open(entry.name, O_PATH_FLAGS, parent.fd)
+                    except FileNotFoundError:
+                        continue
+                    found = self.probe(fd, b"")
+                    if found is not None and found[1] == key:
+                        self._moved_here(node, parent, entry.name)
+                        return fd, found[0]
+                    os.close(fd)
+        finally:
+            os.close(listing)
         raise stale(node.nodeid)
+
+    def _moved_here(self, node: Node, parent: HeldFd, name: bytes) -> None:
+        with self.nodes.lock:
+            if node.parent is not None and node.parent.ref is parent:
+                node.place = name
 
     def _open(self, name: bytes, flags: int, dir_fd: int | None = None) -> int:
         """os.open, which gives up held fds when the process has run out of them."""

@@ -135,7 +135,7 @@ class Attributes(State):
             inode.acl = acl_with_mode(inode.acl, mode)
 
     def _strips_setgid(self, req: Request, inode: Inode) -> bool:
-        """Must a change of mode or ACL by this caller clear setgid? (A kernel that checks permissions says so itself.)"""
+        """Must a change of mode or ACL by this caller clear setgid? A kernel that checks permissions does so itself."""
         return self.check_permissions and req.uid != 0 and not self._in_group(req, inode.gid)
 
     def _drop_capabilities(self, inode: Inode) -> None:

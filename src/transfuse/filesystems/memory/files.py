@@ -7,6 +7,7 @@ import stat
 import struct
 
 from transfuse.filesystems.memory.inode import FS_APPEND_FL, FS_IMMUTABLE_FL, FS_NODUMP_FL, Inode
+from transfuse.filesystems.memory.locks import F_RDLCK, F_UNLCK, F_WRLCK
 from transfuse.filesystems.memory.state import Handle, R, State, W, X, error
 from transfuse.fs.request import Request
 from transfuse.fs.values import Entry, IoctlResult, Lock, Opened
@@ -114,16 +115,23 @@ class Files(State):
 
     def flush(self, req: Request, nodeid: int, fh: int, lock_owner: int) -> None:
         """The process's POSIX locks on the file end, whichever of its descriptors was closed."""
+        owners = self._handle(fh, nodeid).lock_owners
+        if owners is not None:
+            owners.discard(lock_owner)
         self._locks.drop_owner(nodeid, lock_owner)
 
     def release(self, req: Request, nodeid: int, fh: int, flags: int, lock_owner: int, flock_unlock: bool) -> None:
         """An unlinked file goes with its last handle."""
         with self._lock:
-            inode = self._handles.remove(fh).inode
-            inode.opens -= 1
-            self._settle(inode)
+            handle = self._handles.remove(fh)
+            handle.inode.opens -= 1
+            self._settle(handle.inode)
         if flock_unlock:
             self._locks.drop_flock(nodeid, lock_owner)
+        # Who locks without ever flushing is an open file description (F_OFD_SETLK). Linux sends no unlock for it when
+        # it is closed (locks_remove_posix() finds no local locks), so the end of the handle has to do.
+        for owner in handle.lock_owners or ():
+            self._locks.drop_owner(nodeid, owner)
 
     def fsync(self, req: Request, nodeid: int, fh: int, datasync: bool) -> None:
         """Memory is as durable as it gets."""
@@ -309,9 +317,12 @@ class Files(State):
     def setlk(self, req: Request, nodeid: int, fh: int, owner: int, lock: Lock, wait: bool) -> None:
         """EDEADLK instead of waiting in a circle; EBADF when the handle's mode does not allow the kind of lock."""
         handle = self._handle(fh, nodeid)
-        if (lock.kind == 0 and not handle.readable) or (lock.kind == 1 and not handle.writable):
+        if (lock.kind == F_RDLCK and not handle.readable) or (lock.kind == F_WRLCK and not handle.writable):
             raise error(errno.EBADF)
         self._locks.acquire(req, nodeid, owner, lock, wait)
+        if lock.kind != F_UNLCK:
+            with self._lock:
+                handle.lock_owners = (handle.lock_owners or set()) | {owner}
 
     def flock(self, req: Request, nodeid: int, fh: int, owner: int, kind: int, wait: bool) -> None:
         """No deadlock detection, as in Linux."""

@@ -4,10 +4,9 @@ Everything is guarded by one lock, held for the length of one operation and neve
 condition of its own). An inode lives while it has a name, is open, or is remembered by the peer; `settle` is the one
 place that ends it.
 
-Permissions: with a kernel in front, the kernel checks them (features.posix_acl implies its default permissions), and the
-filesystem must not, because requests written back later come without an identity. With `check_permissions` the
-filesystem checks modes, ACLs, ownership and the sticky bit itself, by the request's uid, gid and groups; uid 0 has
-every capability.
+Permissions: a kernel in front checks them (features.posix_acl implies its default permissions), and the filesystem must
+not, because requests written back later come without an identity. With `check_permissions` the filesystem checks modes,
+ACLs, ownership and the sticky bit itself, by the request's uid, gid and groups; uid 0 has every capability.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def error(number: int, text: str = "") -> OSError:
 class Handle:
     """An open file or directory."""
 
-    __slots__ = ("append", "inode", "readable", "writable")
+    __slots__ = ("append", "inode", "lock_owners", "readable", "writable")
 
     def __init__(self, inode: Inode, flags: int) -> None:
         mode = flags & 3
@@ -57,6 +56,8 @@ class Handle:
         self.readable = mode != 1
         self.writable = mode in (1, 2)
         self.append = bool(flags & 0o2000)
+        self.lock_owners: set[int] | None = None
+        """Who took POSIX locks through this handle, and has not flushed it since."""
 
 
 class State(Filesystem):

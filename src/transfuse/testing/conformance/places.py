@@ -1,10 +1,11 @@
 """Where a filesystem is tried: called directly, behind a client over some transport, or mounted by the kernel.
 
-`place` builds it up and, at the end, takes it down and has the books checked (see ledger.py). Nothing here needs pytest.
+`place` builds it up and, at the end, takes it down; the books are kept meanwhile (see ledger.py). No pytest needed.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import tempfile
@@ -22,7 +23,7 @@ from transfuse.testing.direct import DirectVolume
 from transfuse.testing.ledger import Ledger
 from transfuse.testing.volume import OsVolume, Volume
 from transfuse.transports.memory import MemoryTransport
-from transfuse.transports.stream import StreamClient, StreamServer
+from transfuse.transports.stream import StreamClientTransport, StreamTransport
 
 __all__ = ["TRANSPORTS", "Place", "place", "why_not"]
 
@@ -85,20 +86,26 @@ def _direct(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str])
     ledger.destroyed()
 
 
+def _give_back(client: Client) -> None:
+    """Have the client forget all nodes; those in tracebacks of expected exceptions need the collector first."""
+    gc.collect()
+    client.drop_caches()
+
+
 @contextmanager
 def _memory(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str]) -> Iterator[Volume]:
     transport = MemoryTransport()
     with Server(ledger, transport, on_bug=on_bug), Client(transport.client) as client:
         yield ClientVolume(client)
-        client.drop_caches()
+        _give_back(client)
 
 
 @contextmanager
 def _stream(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str]) -> Iterator[Volume]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with Server(ledger, StreamServer(theirs), on_bug=on_bug), Client(StreamClient(ours)) as client:
+    with Server(ledger, StreamTransport(theirs), on_bug=on_bug), Client(StreamClientTransport(ours)) as client:
         yield ClientVolume(client)
-        client.drop_caches()
+        _give_back(client)
 
 
 @contextmanager

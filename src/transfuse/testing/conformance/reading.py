@@ -45,6 +45,7 @@ class ReadOnly(Conformance):
     def test_root_has_a_link_count(self, volume: Volume) -> None:
         assert volume.stat("/").nlink >= 1
 
+    @needs("statfs")
     def test_statfs_answers(self, volume: Volume) -> None:
         space = volume.statfs("/")
         assert space.frsize > 0 and space.namelen > 0 and space.bfree <= space.blocks
@@ -140,7 +141,12 @@ class ReadOnly(Conformance):
     def test_stat_twice_gives_the_same(self, volume: Volume) -> None:
         for path in (*self._files(), *self._dirs()):
             first, second = volume.stat(path), volume.stat(path)
-            assert (first.ino, first.mode, first.nlink, first.size) == (second.ino, second.mode, second.nlink, second.size)
+            assert (first.ino, first.mode, first.nlink, first.size) == (
+                second.ino,
+                second.mode,
+                second.nlink,
+                second.size,
+            )
 
     def test_different_files_have_different_inode_numbers(self, volume: Volume) -> None:
         paths = [*self._files(), *self._dirs(), *self._links()]

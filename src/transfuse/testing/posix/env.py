@@ -116,6 +116,14 @@ def _shown(value: object, octal: bool = False) -> str:
     return text if len(text) <= 120 else f"{text[:90]}… ({len(text)} characters)"
 
 
+def eventually(condition: Callable[[], bool], what: str, within_s: float = 3.0) -> None:
+    """Fail unless the condition comes true in time: for what nobody promises at once, as st_blocks behind a cache."""
+    limit = time.monotonic() + within_s
+    while not condition():
+        check(time.monotonic() < limit, what)
+        time.sleep(0.05)
+
+
 def put(name: Path, data: bytes = b"", mode: int = 0o644) -> None:
     """Create or replace the content of a file; the mode is exact, whatever the umask."""
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)

@@ -60,6 +60,7 @@ class Need(enum.Enum):
     INSERT_RANGE = "fallocate INSERT_RANGE"
     SPARSE = "unwritten parts of a file occupy no blocks"
     SEEK_HOLE = "lseek SEEK_HOLE finds real holes"
+    SEEK_UNSYNCED = "lseek SEEK_DATA finds data that are not synced yet"
     COPY_FILE_RANGE = "copy_file_range"
     MMAP_SHARED = "shared writable mappings"
     LOCKS = "POSIX record locks"
@@ -284,13 +285,13 @@ def _fallocate(*modes: int) -> Callable[[str], None]:
 def _hole(place: str) -> int:
     fd = os.open(_file(place), os.O_RDWR)
     os.pwrite(fd, b"x", 1 << 20)
+    os.fsync(fd)  # the kernel's FUSE doesn't write back before it asks a server for SEEK_DATA
     return fd
 
 
 def _sparse(place: str) -> None:
     fd = _hole(place)
     try:
-        os.fsync(fd)
         _demand(os.fstat(fd).st_blocks * 512 < 1 << 19, "a hole of 1 MiB occupies blocks")
     finally:
         os.close(fd)
@@ -301,6 +302,15 @@ def _seek_hole(place: str) -> None:
     try:
         _demand(os.lseek(fd, 0, os.SEEK_HOLE) == 0, "the hole at 0 is reported as data")
         _demand(os.lseek(fd, 0, os.SEEK_DATA) > 0, "data are reported at 0")
+    finally:
+        os.close(fd)
+
+
+def _seek_unsynced(place: str) -> None:
+    fd = os.open(_file(place), os.O_RDWR)
+    try:
+        os.pwrite(fd, b"x" * 4096, 1 << 19)
+        _demand(os.lseek(fd, 0, os.SEEK_DATA) <= 1 << 19, "data just written are not found")
     finally:
         os.close(fd)
 
@@ -458,6 +468,7 @@ _PROBES: dict[Need, Callable[[str], None]] = {
     Need.INSERT_RANGE: _fallocate(calls.FALLOC_INSERT_RANGE),
     Need.SPARSE: _sparse,
     Need.SEEK_HOLE: _seek_hole,
+    Need.SEEK_UNSYNCED: _seek_unsynced,
     Need.COPY_FILE_RANGE: _copy_file_range,
     Need.MMAP_SHARED: _mmap_shared,
     Need.LOCKS: _lock(fcntl.F_SETLK),

@@ -111,6 +111,15 @@ def case_o_trunc_updates_times(env: Env) -> None:
     equal(env.changed(lambda: try_open("f", os.O_WRONLY | os.O_TRUNC), "f"), ["mc"], "times")
 
 
+def case_o_trunc_with_o_rdonly_truncates(env: Env) -> None:
+    """Linux: O_RDONLY | O_TRUNC of a writable file empties it and moves its times, empty before or not."""
+    put("f", b"12345")
+    put("empty")
+    for name in ("f", "empty"):
+        moved = env.changed(lambda name=name: try_open(name, os.O_RDONLY | os.O_TRUNC), name)  # type: ignore[misc]
+        equal((moved, os.stat(name).st_size), (["mc"], 0), f"times and size of {name}")
+
+
 def case_o_trunc_of_an_empty_file_updates_times(env: Env) -> None:
     """O_TRUNC moves mtime and ctime even if there was nothing to cut (POSIX open)."""
     put("f")
