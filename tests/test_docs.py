@@ -29,8 +29,8 @@ KNOWN_OPTIONS = {
 }
 # Words in backquotes on the page that are no options by themselves.
 OTHER_WORDS = {
-    "x-", "X-", "-o", "-f", "-n", "-s", "-v", "-d", "yes", "no", "never", "auto", "always", "transfuse", "memory:", "fuse",
-    "mount", "fsmount", "fusermount3", "ls", "cat", "user_allow_other", "PATH", "nobody",
+    "x-", "X-", "-o", "-f", "-n", "-s", "-v", "-d", "yes", "no", "never", "auto", "always", "transfuse", "memory:",
+    "fuse",    "mount", "fsmount", "fusermount3", "ls", "cat", "user_allow_other", "PATH", "nobody",
 }  # fmt: skip
 
 

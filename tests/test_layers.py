@@ -38,6 +38,10 @@ CLOCKS = {"time", "datetime", "random", "secrets", "uuid"}
 # Module -> why it has no test file of its own.
 NO_TEST_FILE: dict[str, str] = {
     "transfuse.__main__": "one call of cli.main",
+    **{
+        f"transfuse.testing.posix.cases.{path.stem}": "every case is run by tests/testing/posix/test_runner.py"
+        for path in PACKAGE.glob("testing/posix/cases/[!_]*.py")
+    },
 }
 
 

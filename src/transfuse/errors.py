@@ -1,7 +1,8 @@
 """What can go wrong, by who is to blame.
 
 A filesystem reports trouble with OSError and an errno. `RemoteProtocolError` means that the peer broke the protocol,
-`LocalProtocolError` that we were about to. `FilesystemCorrupted` is a source whose own structures contradict each other.
+`LocalProtocolError` that we were about to. `FilesystemCorrupted` is a source whose own structures contradict each
+other.
 """
 
 from __future__ import annotations

@@ -48,8 +48,11 @@ def test_passthrough_is_refused_in_a_user_namespace_and_said_so() -> None:
     found = findings(done.stdout)
     assert found["trial mount"]["ok"] is True
     assert found["passthrough"] == {
-        "name": "passthrough", "ok": False, "detail": "refused for this process", "way_out": "it needs root (CAP_SYS_ADMIN)",
-    }  # fmt: skip
+        "name": "passthrough",
+        "ok": False,
+        "detail": "refused for this process",
+        "way_out": "it needs root (CAP_SYS_ADMIN)",
+    }
 
 
 def test_plain_form_is_said_when_asked_for() -> None:

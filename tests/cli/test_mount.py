@@ -91,7 +91,8 @@ def test_mount_that_fails_is_one_line_and_32(mode: list[str], data: Path, tmp_pa
     done = run("mount", data, tmp_path / "none", *mode)
     assert done.returncode == 32
     assert done.stderr == (
-        f"transfuse: {tmp_path}/none: look at the mount point: No such file or directory; make it first: mkdir {tmp_path}/none\n"
+        f"transfuse: {tmp_path}/none: look at the mount point: No such file or directory; "
+        f"make it first: mkdir {tmp_path}/none\n"
     )
 
 
@@ -227,6 +228,17 @@ def stat_as(uid: int, path: Path) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@interop
+@kernel
+def test_debug_shows_every_request(data: Path, place: Path) -> None:
+    with foreground(data, place, "--debug") as (process, _):
+        (place / "a.txt").read_text()
+        process.terminate()
+        assert process.stderr is not None
+        log = process.stderr.read()
+    assert "INIT nodeid 0" in log and 'LOOKUP nodeid 1 "a.txt"' in log and "RELEASE" in log
 
 
 # -- background --

@@ -18,7 +18,8 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     ("size", "text"),
     [(0, "0 B"), (812, "812 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (10 * 1024, "10 KiB"),
-     (1 << 20, "1.0 MiB"), ((1 << 20) - 1, "1.0 MiB"), (23 << 20, "23 MiB"), (3 << 60, "3.0 EiB"), (5 << 70, "5120 EiB")],
+     (1 << 20, "1.0 MiB"), ((1 << 20) - 1, "1.0 MiB"), (23 << 20, "23 MiB"), (3 << 60, "3.0 EiB"),
+     (5 << 70, "5120 EiB")],
 )  # fmt: skip
 def test_sizes_have_few_digits(size: int, text: str) -> None:
     assert output.human(size) == text

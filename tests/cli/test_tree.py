@@ -8,7 +8,8 @@ from cli.runs import Cli
 
 def test_drawing_has_sizes_targets_and_a_sum(data: Path, cli: Cli) -> None:
     assert cli("tree", data).out == (
-        "/\n├── a.txt  (6 B)\n├── link -> sub/b.bin\n└── sub\n    └── b.bin  (5.0 KiB)\n\n1 directory, 3 files, 5.0 KiB\n"
+        "/\n├── a.txt  (6 B)\n├── link -> sub/b.bin\n└── sub\n    └── b.bin  (5.0 KiB)\n\n"
+        "1 directory, 3 files, 5.0 KiB\n"
     )
 
 

@@ -153,6 +153,14 @@ def test_a_remembered_missing_name_is_made_without_a_lookup(peer: ScriptedPeer, 
     assert client.isdir("/d")
 
 
+def test_a_remembered_name_is_asked_for_again_before_it_is_made(peer: ScriptedPeer, client: Client) -> None:
+    peer.expect(Opcode.LOOKUP, name=b"d").reply_entry(Attr.file(5), entry_timeout_s=60)
+    assert client.exists("/d")
+    peer.expect(Opcode.LOOKUP, name=b"d").reply_error(errno.ENOENT)
+    peer.expect(Opcode.MKDIR, name=b"d").reply_entry(Attr.directory(6))
+    client.mkdir("/d")
+
+
 def test_losing_the_race_to_make_a_name_forgets_that_it_is_missing(peer: ScriptedPeer, client: Client) -> None:
     peer.expect(Opcode.LOOKUP, name=b"d").reply_error(errno.ENOENT, entry_timeout_s=60)
     peer.expect(Opcode.MKDIR, name=b"d").reply_error(errno.EEXIST)

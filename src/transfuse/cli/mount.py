@@ -8,8 +8,9 @@ until somebody unmounts it or a signal asks to stop. Exit codes are those of mou
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import transfuse
@@ -162,6 +163,7 @@ def serve_mount(
         mounted = mount(
             filesystem, place, options,
             workers=settings.get("workers", DEFAULT_WORKERS), method=settings.get("method", "auto"),
+            trace=tracer(settings),
         )  # fmt: skip
         with mounted:
             if not signals.number:
@@ -187,6 +189,8 @@ def serve_inherited(
     server = Server(
         filesystem, transport,
         workers=settings.get("workers", DEFAULT_WORKERS), default_permissions=options.default_permissions,
+        owner=(os.getuid() if options.user_id is None else options.user_id) if options.allow_root else None,
+        trace=tracer(settings),
     )  # fmt: skip
     with StopSignals().caught() as signals:
         try:
@@ -204,6 +208,11 @@ def serve_inherited(
             if server.close() and isinstance(transport, DevFuse):
                 transport.dispose()
     return OK
+
+
+def tracer(settings: Settings) -> Callable[[str], None] | None:
+    """With debug: where each request, reply and notification is shown, a line each."""
+    return logging.getLogger("transfuse.trace").debug if settings.get("debug") else None
 
 
 def environment() -> Mapping[str, str]:

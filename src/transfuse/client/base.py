@@ -116,6 +116,14 @@ class ClientBase:
         parent.advise_plus = True
         return node
 
+    def lookup_sure(self, parent: Node, name: bytes) -> Node | None:
+        """As `lookup`, for a name about to be made or replaced: that it is there is not believed without asking
+        (Linux's LOOKUP_EXCL and LOOKUP_RENAME_TARGET); that it is missing is, since the server will object if not."""
+        found = self.cache.find(parent, name)
+        if found is not None and found.node is None:
+            return None
+        return self.lookup(parent, name, fresh=True)
+
     def made(self, parent: Node, name: bytes | None, reply: Reply, sample: int, kind: int | None) -> Node:
         """The node that a creating operation answered with; `parent` has changed."""
         entry = reply.values

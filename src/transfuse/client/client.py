@@ -32,6 +32,7 @@ from transfuse.errors import RemoteProtocolError
 from transfuse.session.client import DEFAULT_FLAGS, ClientSession, Credentials
 from transfuse.session.events import Event
 from transfuse.transports.base import ClientTransport
+from transfuse.wire.flags import FUSE_BIG_WRITES
 from transfuse.wire.layout import ByteOrder
 from transfuse.wire.opcodes import Opcode
 
@@ -87,6 +88,9 @@ class Client(NamespaceCalls):
         connection = self.connection
         self.max_write = connection.max_write
         self.max_read = min(connection.max_pages * 4096, self.exchange.transport.max_write)
+        if connection.has(FUSE_BIG_WRITES):
+            # Linux does not look at max_write here, but has no socket between that may carry no more.
+            self.max_read = min(self.max_read, connection.max_write)
         self._init_view(self.exchange, self.creds)
         return self
 
@@ -171,7 +175,8 @@ class Client(NamespaceCalls):
         onerror: Callable[[OSError], Any] | None = None,
         followlinks: bool = False,
     ) -> Iterator[tuple[str, list[str], list[str]]]:
-        """As os.walk(). A server's endless tree ends where paths are too long (ENAMETOOLONG, given to `onerror`)."""
+        """As os.walk(). A server's endless tree ends where paths are too long (ENAMETOOLONG, given to `onerror`), or
+        have too many links."""
         todo: list[str | tuple[str, list[str], list[str]]] = [top]
         while todo:
             here = todo.pop()
@@ -182,7 +187,11 @@ class Client(NamespaceCalls):
             try:
                 with self.scandir(here) as entries:
                     for entry in entries:
-                        if entry.is_dir():
+                        try:
+                            inner = entry.is_dir()
+                        except OSError:
+                            inner = False  # a link that leads nowhere, or round and round
+                        if inner:
                             directories.append(entry.name)
                             if followlinks or not entry.is_symlink():
                                 inside.append(entry.path)
@@ -290,7 +299,7 @@ class Client(NamespaceCalls):
     def link_file(self, file: OpenFile | RawFile, dst: Path) -> None:
         """Give an open file a name, as linkat(2) with AT_EMPTY_PATH: how a temporary file becomes permanent."""
         last = walk_parent(self, dst)
-        if not last.name or self.lookup(last.parent, last.name) is not None:
+        if not last.name or self.lookup_sure(last.parent, last.name) is not None:
             raise fail(errno.EEXIST, dst)
         self.link_node((file.file if isinstance(file, RawFile) else file).node, last, dst)
 

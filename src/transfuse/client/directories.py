@@ -133,7 +133,7 @@ class _Directory:
                 node.advise_plus = False
             sample = client.cache.version
             opcode = Opcode.READDIRPLUS if plus else Opcode.READDIR
-            size = min(READ_SIZE, connection.max_pages * 4096)
+            size = min(READ_SIZE, client.max_read)
             data = client.ask(opcode, node, (self.fh, offset, size, 0, 0, self.flags)).data
             if not data:
                 return

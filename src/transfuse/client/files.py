@@ -62,7 +62,8 @@ def open_node(client: Client, path: Path, flags: int, mode: int) -> OpenFile:
     while True:
         if not last.name or last.must_be_dir:
             raise fail(errno.EISDIR, path)
-        node_found = client.lookup(last.parent, last.name)
+        look_up = client.lookup_sure if flags & os.O_EXCL else client.lookup
+        node_found = look_up(last.parent, last.name)
         if node_found is None:
             try:
                 return _create(client, last, flags, mode, path)

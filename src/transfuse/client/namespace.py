@@ -31,7 +31,7 @@ class NamespaceCalls(MetadataCalls):
     def _to_make(self, path: Path, *, directory: bool = False) -> Last:
         """Where a new name goes; EEXIST when it is taken, ENOENT for "name/" that is to be no directory."""
         last = walk_parent(self, path)
-        if not last.name or self.lookup(last.parent, last.name) is not None:
+        if not last.name or self.lookup_sure(last.parent, last.name) is not None:
             raise fail(errno.EEXIST, path)
         if last.must_be_dir and not directory:
             raise fail(errno.ENOENT, path)
@@ -170,7 +170,7 @@ class NamespaceCalls(MetadataCalls):
         if not new.name:
             raise fail(errno.EEXIST if flags & RENAME_NOREPLACE else errno.EBUSY, dst)
         node = self._existing(old, src)
-        target = self.lookup(new.parent, new.name)
+        target = self.lookup_sure(new.parent, new.name)
         if self._check_rename(old, new, node, target, flags, src, dst):
             return
         opcode = Opcode.RENAME2 if flags else Opcode.RENAME

@@ -279,7 +279,9 @@ class Filesystem:
 _LIFE = frozenset({"mounted", "destroyed", "operations"})
 
 OPERATION_NAMES: frozenset[str] = frozenset(
-    name for name, value in vars(Filesystem).items() if inspect.isfunction(value) and name[0] != "_" and name not in _LIFE
+    name
+    for name, value in vars(Filesystem).items()
+    if inspect.isfunction(value) and name[0] != "_" and name not in _LIFE
 )
 """The methods that are operations."""
 

@@ -31,7 +31,9 @@ class Request:
         "unique",
     )
 
-    def __init__(self, unique: int = 0, opcode: int = 0, nodeid: int = 0, uid: int = 0, gid: int = 0, pid: int = 0) -> None:
+    def __init__(
+        self, unique: int = 0, opcode: int = 0, nodeid: int = 0, uid: int = 0, gid: int = 0, pid: int = 0
+    ) -> None:
         self.unique = unique
         self.opcode = opcode
         self.nodeid = nodeid

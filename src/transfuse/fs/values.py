@@ -251,8 +251,8 @@ class FileRange:
 class AttrChanges:
     """What setattr() is asked to change; None leaves a field alone.
 
-    `atime_now`/`mtime_now`: set to the server's current time. `kill_suidgid`: the caller lacks CAP_FSETID, so a change of
-    size or owner clears setuid, and setgid where group execute is set.
+    `atime_now`/`mtime_now`: set to the server's current time. `kill_suidgid`: the caller lacks CAP_FSETID, so a change
+    of size or owner clears setuid, and setgid where group execute is set.
     """
 
     mode: int | None = None
@@ -270,7 +270,7 @@ class AttrChanges:
 
 @dataclass(slots=True)
 class Lock:
-    """A byte-range lock. `kind` is F_RDLCK 0, F_WRLCK 1 or F_UNLCK 2; `end` is the last byte, MAX_END for "to the end"."""
+    """A byte-range lock. `kind` is F_RDLCK 0, F_WRLCK 1 or F_UNLCK 2; `end` is the last byte, MAX_END for "the end"."""
 
     MAX_END = 0x7FFF_FFFF_FFFF_FFFF
 
@@ -319,7 +319,8 @@ class Features:
     passthrough: bool = False
     """Let the kernel read and write `Opened.backing_fd` itself."""
     max_stack_depth: int = 1
-    """1: the files given for passthrough are not on a stacked filesystem, and nothing stacks on this mount; 2: overlayfs may."""
+    """1: the files given for passthrough are not on a stacked filesystem, and nothing stacks on this mount.
+    2: overlayfs may."""
     readdirplus: bool | None = None
     """True: listings always carry attributes; False: never; None: the peer decides as it goes."""
     posix_acl: bool = False

@@ -1,8 +1,8 @@
 """Decoded requests into filesystem method calls: one small function per opcode.
 
 Each takes (req, args, buffer, at, end): the request, its structure as a tuple in header order, and where names and
-payload lie. It returns what the method returned; the reply is made of that by `replies`. Together with `replies` this is
-the only place where wire structures and values meet.
+payload lie. It returns what the method returned; the reply is made of that by `replies`. Together with `replies` this
+is the only place where wire structures and values meet.
 """
 
 from __future__ import annotations

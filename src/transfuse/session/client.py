@@ -20,7 +20,7 @@ import errno
 import itertools
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from transfuse.errors import LocalProtocolError, RemoteProtocolError
@@ -28,11 +28,20 @@ from transfuse.session.answers import MAX_LINK_TARGET, MAX_SIZE, decode_init_rep
 from transfuse.session.events import Event, decode_notification
 from transfuse.session.negotiate import MAX_PAGES, MIN_MINOR, RULES, Connection
 from transfuse.wire import flags as f
-from transfuse.wire.decode import OUT_HEADER
+from transfuse.wire.decode import IN_HEADER_SIZE, OUT_HEADER
 from transfuse.wire.encode import MAX_ERRNO, encode_request
 from transfuse.wire.layout import Buffer, ByteOrder, WireStruct
 from transfuse.wire.opcodes import OPERATIONS, Opcode, opcode_name
-from transfuse.wire.structs import BatchForgetIn, ForgetIn, ForgetOne, InitIn, InitOut, InterruptIn, NotifyRetrieveIn
+from transfuse.wire.structs import (
+    BatchForgetIn,
+    ForgetIn,
+    ForgetOne,
+    InHeader,
+    InitIn,
+    InitOut,
+    InterruptIn,
+    NotifyRetrieveIn,
+)
 
 __all__ = ["ABSENT", "DEFAULT_FLAGS", "BadNotification", "BadReply", "ClientSession", "Credentials", "Pending", "Reply"]
 
@@ -113,7 +122,7 @@ _LIMIT_AT: dict[int, int] = {
 }
 _COUNTS = frozenset((Opcode.WRITE, Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64))
 _XATTR = frozenset((Opcode.GETXATTR, Opcode.LISTXATTR))
-_INIT = int(Opcode.INIT)
+_INIT, _WRITE, _SETXATTR = int(Opcode.INIT), int(Opcode.WRITE), int(Opcode.SETXATTR)
 
 
 class Credentials(NamedTuple):
@@ -217,9 +226,8 @@ class ClientSession:
         self._last_unique = 0
         self._header = OUT_HEADER[order].unpack_from
         self._shapes = reply_shapes(order)
-        self._pack = {
-            opcode: row.request.codec(order).pack for opcode, row in OPERATIONS.items() if row.request is not None
-        }
+        self._rows = _request_rows(order)
+        self._pack_short_setxattr = struct.Struct(order + InHeader.FORMAT + "II").pack
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -252,39 +260,42 @@ class ClientSession:
         `args` are the fields of its structure. Raises LocalProtocolError for what was not negotiated or can't be a
         request, and OSError (EAGAIN) when MAX_IN_FLIGHT wait already.
         """
-        row = OPERATIONS[opcode]
         connection = self.connection
         if connection is None:
             raise LocalProtocolError(f"{opcode_name(opcode)} before INIT was answered")
-        if row.since > connection.minor:
-            raise LocalProtocolError(f"{opcode_name(opcode)} needs 7.{row.since}, agreed is 7.{connection.minor}")
-        if not row.replies:
-            raise LocalProtocolError(f"{opcode_name(opcode)} has no reply: it is not a request to wait for")
+        row = self._rows.get(opcode)
+        if row is None:
+            raise LocalProtocolError(f"{opcode_name(opcode)} is no request to wait for")
+        pack, size, count, since, limit_at = row
+        if since > connection.minor:
+            raise LocalProtocolError(f"{opcode_name(opcode)} needs 7.{since}, agreed is 7.{connection.minor}")
         if isinstance(args, WireStruct):
             args = args.values()
-        if opcode == Opcode.SETXATTR and not connection.has(f.FUSE_SETXATTR_EXT):
-            body = struct.pack(self.order + "II", *args[:2])
-        elif row.request is not None:
-            try:
-                body = self._pack[opcode](*args)
-            except struct.error as error:
-                structure = f"{row.request.__name__}{tuple(args)}"
-                raise LocalProtocolError(f"{opcode_name(opcode)}: {structure}: {error}") from error
-        else:
-            body = b""
-        if len(names) != row.names:
-            raise LocalProtocolError(f"{opcode_name(opcode)} carries {row.names} names, not {len(names)}")
-        for name in names:
-            if b"\0" in name:
-                raise LocalProtocolError(f"{opcode_name(opcode)}: {name[:64]!r} contains NUL")
-            body += name + b"\0"
-        if opcode == Opcode.WRITE and len(payload) > connection.max_write:
+        if len(names) != count:
+            raise LocalProtocolError(f"{opcode_name(opcode)} carries {count} names, not {len(names)}")
+        tail = b"\0".join((*names, b"")) if count else b""
+        if count and tail.count(0) != count:
+            raise LocalProtocolError(f"{opcode_name(opcode)}: a name contains NUL: {tail[:64]!r}")
+        if opcode == _SETXATTR and not connection.has(f.FUSE_SETXATTR_EXT):
+            pack, size, args = self._pack_short_setxattr, 8, args[:2]
+        elif opcode == _WRITE and len(payload) > connection.max_write:
             raise LocalProtocolError(f"{len(payload)} bytes of payload, {connection.max_write} were agreed")
-        at = _LIMIT_AT.get(opcode)
-        pending = self._remember(opcode, nodeid, args[at] if at is not None else 0)
-        pending.message = encode_request(
-            self.order, opcode, pending.unique, nodeid, creds.uid, creds.gid, creds.pid, body, payload, extensions
-        )
+        extlen = len(extensions)
+        if extlen % 8:
+            raise LocalProtocolError(f"{extlen} bytes of extensions are not a multiple of 8")
+        length = IN_HEADER_SIZE + size + len(tail) + len(payload) + extlen
+        pending = self._remember(opcode, nodeid, args[limit_at] if limit_at >= 0 else 0)
+        try:
+            head = pack(length, opcode, pending.unique, nodeid, creds[0], creds[1], creds[2], extlen >> 3, *args)
+        except struct.error as error:
+            self.drop(pending)
+            raise LocalProtocolError(f"{opcode_name(opcode)} {tuple(args)}: {error}") from error
+        message: list[Buffer] = [head + tail if count else head]
+        if payload:
+            message.append(payload)
+        if extlen:
+            message.append(extensions)
+        pending.message = message
         return pending
 
     def _remember(self, opcode: int, nodeid: int, limit: int) -> Pending:
@@ -466,6 +477,21 @@ class ClientSession:
             max_pages=max_pages,
             max_readahead=min(self.max_readahead, answer.max_readahead),
         )
+
+
+_RequestRow = tuple[Callable[..., bytes], int, int, int, int]
+"""Packs header and structure at once; size of the structure; names; since; position of the limit, or -1."""
+
+
+def _request_rows(order: ByteOrder) -> dict[int, _RequestRow]:
+    """How to build each request that is answered, from the table of operations."""
+    rows: dict[int, _RequestRow] = {}
+    for opcode, row in OPERATIONS.items():
+        if row.replies and opcode not in (Opcode.INIT, Opcode.CUSE_INIT, Opcode.NOTIFY_REPLY):
+            inside, size = (row.request.FORMAT, row.request.SIZE) if row.request is not None else ("", 0)
+            pack = struct.Struct(order + InHeader.FORMAT + inside).pack
+            rows[opcode] = (pack, size, row.names, row.since, _LIMIT_AT.get(opcode, -1))
+    return rows
 
 
 def _offer(flags: int, minor: int) -> int:

@@ -2,20 +2,24 @@
 and the Connection, out. Nothing that can't be honoured is ever agreed to.
 
 A bit is answered only if all three agree: the peer offered it, `Features` asks for it, and the operations (and, for
-passthrough, the transport) behind it exist. The peer's minor above ours is answered with ours; one below 7.27 is refused.
+passthrough, the transport) behind it exist. The peer's minor above ours is answered with ours; one below 7.27 is
+refused.
 """
 
 from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transfuse.errors import RemoteProtocolError
 from transfuse.fs.values import Features
 from transfuse.wire import flags as f
 from transfuse.wire.layout import ByteOrder
 from transfuse.wire.structs import InitIn, InitOut
+
+if TYPE_CHECKING:
+    from transfuse.session.notify import Notifier
 
 __all__ = ["MIN_MINOR", "Connection", "Limits", "negotiate"]
 
@@ -40,7 +44,7 @@ class Limits:
     default_permissions: bool = False
     """The peer's kernel checks permissions by mode bits (a mount option)."""
     owner: int | None = None
-    """With a uid: only it and root may use the filesystem (the mount option allow_root, which the kernel does not have)."""
+    """With a uid: only it and root may use the filesystem (mount option allow_root, which the kernel does not have)."""
 
 
 @dataclass(slots=True)
@@ -61,6 +65,8 @@ class Connection:
     max_readahead: int = 0
     features: Features = field(default_factory=Features)
     """The filesystem's wishes with everything that was not granted switched off."""
+    notify: Notifier | None = field(default=None, repr=False, compare=False)
+    """Sends notifications to the peer; None where the wire has none. A filesystem gets at it through mounted()."""
 
     def has(self, bit: int) -> bool:
         """Is this INIT bit in force?"""

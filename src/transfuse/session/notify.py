@@ -36,7 +36,7 @@ Send = Callable[[list[Buffer]], None]
 class Notifier:
     """Sends notifications to one peer, from any thread.
 
-    Each method returns False when the peer does not know the node or name (ENOENT), which is no error: there was nothing
+    Each method returns False when the peer does not know the node or name (ENOENT), which is no error: nothing was
     cached. Other failures raise OSError; what the peer's minor does not have raises LocalProtocolError.
     """
 
@@ -74,7 +74,7 @@ class Notifier:
         return self._notify(NotifyCode.STORE, w.NotifyStoreOut(nodeid=nodeid, offset=offset, size=len(data)), data)
 
     def retrieve(self, nodeid: int, offset: int, size: int) -> Future[bytes]:
-        """Ask for cached pages. The future gives the bytes that were cached from `offset` on (maybe fewer, maybe none)."""
+        """Ask for cached pages. The future gives the bytes that were cached from `offset` on, maybe fewer or none."""
         future: Future[bytes] = Future()
         with self._lock:
             if len(self._retrieves) >= MAX_RETRIEVES:

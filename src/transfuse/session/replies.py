@@ -251,7 +251,7 @@ class Replies:
         )
 
     def xattr(self, req: Request, value: bytes) -> Message:
-        """GETXATTR: the size when the peer asked for it (room 0), ERANGE when the value does not fit, else the value."""
+        """GETXATTR: the size where the peer asked for it (room 0), ERANGE if the value does not fit, else the value."""
         room: int = req.argument  # type: ignore[assignment]
         if room == 0:
             return self._pack_xattr_size(24, 0, req.unique, len(value))

@@ -68,7 +68,16 @@ _READDIRPLUS = int(Opcode.READDIRPLUS)
 _OPEN_LIKE = frozenset({int(Opcode.OPEN), _OPENDIR})
 _CREATE_LIKE = frozenset({int(Opcode.CREATE), int(Opcode.TMPFILE)})
 _ENTRY_LIKE = frozenset(
-    int(o) for o in (Opcode.LOOKUP, Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.LINK, Opcode.CREATE, Opcode.TMPFILE)
+    int(o)
+    for o in (
+        Opcode.LOOKUP,
+        Opcode.MKNOD,
+        Opcode.MKDIR,
+        Opcode.SYMLINK,
+        Opcode.LINK,
+        Opcode.CREATE,
+        Opcode.TMPFILE,
+    )
 )
 _TAKEN_BACK = _OPEN_LIKE | _CREATE_LIKE | _ENTRY_LIKE | {_READDIRPLUS}
 
@@ -187,7 +196,9 @@ class ServerSession:
         this returns.
         """
         if end - start < IN_HEADER_SIZE:
-            raise RemoteProtocolError(f"request of {end - start} bytes is shorter than its {IN_HEADER_SIZE}-byte header")
+            raise RemoteProtocolError(
+                f"request of {end - start} bytes is shorter than its {IN_HEADER_SIZE}-byte header"
+            )
         length, opcode, unique, nodeid, uid, gid, pid, extlen = self._header(buffer, start)
         row = self._rows.get(opcode)
         if row is None:
@@ -391,14 +402,14 @@ class ServerSession:
         return message
 
     def _negotiable(self) -> frozenset[str]:
-        """Operations that INIT flags may rest on: READDIRPLUS is made by calling lookup(), which a coroutine can't be."""
+        """Operations that INIT flags may rest on: READDIRPLUS is made by calling lookup(), so that is no coroutine."""
         return self.operations - {"readdir"} if "lookup" in self.coroutines else self.operations
 
     def _start(self, connection: Connection) -> None:
         self._order = connection.order
         self._header = IN_HEADER[connection.order].unpack_from
         self.passthrough = PassthroughTable(self.host.register_backing, self.host.unregister_backing)
-        self.notify = Notifier(connection, self.host.notify) if self.limits.notify else None
+        self.notify = connection.notify = Notifier(connection, self.host.notify) if self.limits.notify else None
         self.ended = False
         self.refused = ""
         self._early.clear()
@@ -426,7 +437,9 @@ class ServerSession:
 
     def _batch_forget(self, buffer: Buffer, at: int, end: int, req: Request) -> None:
         if end - at < BatchForgetIn.SIZE:
-            raise RemoteProtocolError(f"batch_forget_in at offset 40: {end - at} bytes where {BatchForgetIn.SIZE} belong")
+            raise RemoteProtocolError(
+                f"batch_forget_in at offset 40: {end - at} bytes where {BatchForgetIn.SIZE} belong"
+            )
         count = BatchForgetIn.codec(self._order).unpack_from(buffer, at)[0]
         at += BatchForgetIn.SIZE
         if count > MAX_BATCH_FORGET or count * ForgetOne.SIZE != end - at:
@@ -457,7 +470,9 @@ class ServerSession:
         body = NotifyRetrieveIn.decode(memoryview(buffer)[:end], at, self._order)
         data = bytes(buffer[at + NotifyRetrieveIn.SIZE : end])
         if len(data) < body.size:
-            raise RemoteProtocolError(f"notify_retrieve_in.size at offset 56 says {body.size}, {len(data)} bytes follow")
+            raise RemoteProtocolError(
+                f"notify_retrieve_in.size at offset 56 says {body.size}, {len(data)} bytes follow"
+            )
         if self.notify is not None:
             self.notify.retrieved(unique, data[: body.size])
 
@@ -479,10 +494,12 @@ class ServerSession:
         self.passthrough.clear()
         try:
             self.filesystem.destroyed()
-        except Exception as error:  # noqa: BLE001  DESTROY is answered whatever the filesystem thinks of it
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
             self.on_bug(Request(0, _DESTROY), error)
 
-    # -- opens, whose replies depend on what else is open ---------------------------------------------------------------
+    # -- opens, whose replies depend on what else is open -------------------------------------------------------------
 
     def open_reply(self, nodeid: int, opened: Opened) -> tuple[int, int]:
         """open_flags and backing_id for an open of `nodeid`."""

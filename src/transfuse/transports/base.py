@@ -17,7 +17,16 @@ from transfuse.errors import RemoteProtocolError
 from transfuse.wire.encode import Message, RangeReply
 from transfuse.wire.layout import Buffer
 
-__all__ = ["Channel", "ClientTransport", "Handler", "ServerTransport", "Undelivered", "Worker", "flatten", "serve_channel"]
+__all__ = [
+    "Channel",
+    "ClientTransport",
+    "Handler",
+    "ServerTransport",
+    "Undelivered",
+    "Worker",
+    "flatten",
+    "serve_channel",
+]
 
 log = logging.getLogger("transfuse.transports")
 

@@ -93,7 +93,7 @@ class DevFuseChannel:
                 raise
             if count == 0:
                 return None
-            return self._area, _START, _START + count
+            return self._area, _START, _START + count  # type: ignore[return-value]  # an mmap is a buffer, too
 
     def send(self, message: Message) -> bool:
         """Write one reply."""

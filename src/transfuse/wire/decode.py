@@ -86,7 +86,8 @@ def decode_name(buffer: Buffer, at: int, end: int, start: int) -> bytes:
     if stop < 0:
         raise RemoteProtocolError(f"name at offset {at - start} is not terminated within {end - at} bytes")
     if stop + 1 != len(raw):
-        raise RemoteProtocolError(f"name at offset {at - start} ends after {stop} bytes, {len(raw) - stop - 1} more follow")
+        rest = len(raw) - stop - 1
+        raise RemoteProtocolError(f"name at offset {at - start} ends after {stop} bytes, {rest} more follow")
     return raw[:stop]
 
 
@@ -134,7 +135,9 @@ def decode_supplementary_groups(buffer: Buffer, at: int, end: int, order: ByteOr
             raise RemoteProtocolError(f"ext_header.size at offset {at - start}: {size} of {end - at} bytes")
         if kind == FUSE_EXT_GROUPS:
             if size < 12:
-                raise RemoteProtocolError(f"supp_groups at offset {at + 8 - start}: record of {size} bytes has no count")
+                raise RemoteProtocolError(
+                    f"supp_groups at offset {at + 8 - start}: record of {size} bytes has no count"
+                )
             (count,) = struct.unpack_from(order + "I", buffer, at + 8)
             if count > MAX_GROUPS or 12 + 4 * count > size:
                 raise RemoteProtocolError(f"supp_groups.nr_groups at offset {at + 8 - start}: {count} in {size} bytes")

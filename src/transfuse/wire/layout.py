@@ -216,7 +216,9 @@ def _zero(kind: Any) -> Any:
 class _StructType(type):
     """Turns the annotations of a class into slots before the class exists."""
 
-    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], order: ByteOrder | None = None) -> Any:
+    def __new__(
+        mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], order: ByteOrder | None = None
+    ) -> Any:
         annotations: dict[str, Any] = namespace.get("__annotations__", {})
         if bases and not name.startswith("_"):
             scope = sys.modules[namespace["__module__"]].__dict__
@@ -248,7 +250,9 @@ class _StructType(type):
             namespace["__slots__"] = ()
         return super().__new__(mcls, name, bases, namespace)
 
-    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], order: ByteOrder | None = None) -> None:
+    def __init__(
+        cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], order: ByteOrder | None = None
+    ) -> None:
         super().__init__(name, bases, namespace)
 
 

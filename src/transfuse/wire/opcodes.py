@@ -12,7 +12,16 @@ from enum import IntEnum
 from transfuse.wire import structs
 from transfuse.wire.layout import WireStruct
 
-__all__ = ["MAX_OPCODE", "NOTIFICATIONS", "OPERATIONS", "Notification", "NotifyCode", "Opcode", "Operation", "opcode_name"]
+__all__ = [
+    "MAX_OPCODE",
+    "NOTIFICATIONS",
+    "OPERATIONS",
+    "Notification",
+    "NotifyCode",
+    "Opcode",
+    "Operation",
+    "opcode_name",
+]
 
 
 class Opcode(IntEnum):

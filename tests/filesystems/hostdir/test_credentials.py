@@ -42,9 +42,11 @@ def test_a_file_is_made_as_the_caller(source: Path, stranger: Request) -> None:
 @pytest.mark.needs("root")
 def test_the_thread_is_itself_again_afterwards(source: Path, stranger: Request, in_thread: InThread) -> None:
     def check() -> None:
+        credentials, me = Credentials(), Request()
         before = thread_ids()
-        Credentials().make(stranger, 0, 0, lambda: None)
-        assert thread_ids() == before
+        credentials.make(stranger, 0, 0, lambda: None)
+        assert [line.split()[:4] for line in thread_ids()] == [line.split()[:4] for line in before]
+        assert credentials.make(me, 0, 0, thread_ids) == before
 
     in_thread(check)
 
@@ -56,11 +58,32 @@ def test_the_thread_is_itself_again_after_an_error(stranger: Request, in_thread:
 
     def check() -> None:
         before = thread_ids()
+        credentials, me = Credentials(), Request()
         with pytest.raises(OSError, match="no room"):
-            Credentials().make(stranger, 0, 0, fail)
-        assert thread_ids() == before
+            credentials.make(stranger, 0, 0, fail)
+        assert credentials.make(me, 0, 0, thread_ids) == before
 
     in_thread(check)
+
+
+@pytest.mark.needs("root")
+def test_the_main_thread_is_itself_again_at_once(stranger: Request) -> None:
+    before = thread_ids()
+    Credentials().make(stranger, 0o077, 0, lambda: None)
+    assert thread_ids() == before
+
+
+@pytest.mark.needs("root")
+def test_the_group_is_that_of_each_caller(source: Path, in_thread: InThread) -> None:
+    source.chmod(0o777)
+    credentials = Credentials()
+
+    def three() -> None:
+        for name, uid, gid in (("a", USER, USER), ("b", USER, GROUP), ("c", 0, 0), ("d", 0, GROUP), ("e", 0, 0)):
+            credentials.make(Request(uid=uid, gid=gid), 0, 0, lambda name=name: touch(source / name))
+
+    in_thread(three)
+    assert [(source / name).stat().st_gid for name in "abcde"] == [USER, GROUP, 0, GROUP, 0]
 
 
 @pytest.mark.needs("root")

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from transfuse.testing.posix import Case, Env, Need, Skip, Suite, User, all_cases, lost, probe
-from transfuse.testing.posix.__main__ import main
+from transfuse.testing.posix import Case, Env, Need, Skip, Suite, User, all_cases
 from transfuse.testing.posix.env import Other, equal, put, refused
 
 
@@ -170,27 +169,3 @@ def test_as_user_runs_with_those_credentials(suite: Suite) -> None:
 
     outcome = suite.run_case(_case(ask))
     assert (outcome.status, outcome.message) == ("pass", "")
-
-
-def test_lost_names_only_what_the_mount_lost() -> None:
-    assert lost({Need.ROOT: "x"}, {Need.ROOT: "x", Need.ACL: "y"}) == [Need.ACL]
-
-
-def test_probe_leaves_nothing_behind(tmp_path: Path) -> None:
-    probe(str(tmp_path))
-    assert os.listdir(tmp_path) == []
-
-
-def test_command_line_lists_cases(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list", "-k", "flock."]) == 0
-    assert "flock.exclusive_excludes" in capsys.readouterr().out
-
-
-def test_command_line_runs_and_sums_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path), "-k", "statvfs.pathconf"]) == 0
-    assert capsys.readouterr().out.startswith("1 passed, 0 failed, 0 skipped")
-
-
-def test_command_line_refuses_what_is_no_directory(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["/nowhere"]) == 2
-    assert "is not a directory" in capsys.readouterr().err

@@ -71,7 +71,19 @@ class Attributes(Core):
             os.ftruncate(held.fd, size)
 
     def readlink(self, req: Request, nodeid: int) -> bytes:
-        """The target of a symbolic link, as it is written there."""
+        """The target of a symbolic link, as it is written there.
+
+        By its name where that is known, which needs no fd of the link; if another link has taken the name since it was
+        looked up, that one is read, as it would have been a moment later.
+        """
+        node = self._node(nodeid)
+        parent, place = node.parent, node.place
+        if node.ref is None and parent is not None and place is not None and (held := parent.ref) is not None:
+            try:
+                return os.readlink(place, dir_fd=held.fd)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EINVAL):
+                    raise
         return os.readlink(b"", dir_fd=self._ref(nodeid).fd)
 
     def statfs(self, req: Request, nodeid: int) -> Statfs:
