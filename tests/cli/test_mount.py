@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +20,26 @@ from transfuse.cli.options import read_settings
 from transfuse.cli.sources import Source
 from transfuse.client import Client
 from transfuse.transports.mount import attach, parse_options
+from transfuse.transports.mount.umount import umount
 from transfuse.transports.stream import StreamClientTransport
 
 kernel = pytest.mark.needs("root", "/dev/fuse")
 interop = pytest.mark.interop
 DIRECTORY = Source("/srv", "path", "/srv")
 PYTHON = Source("python:a:B", "python", "a:B")
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder with a folder "mount" in it, which ordinary users can reach; pytest's own are root's alone."""
+    with tempfile.TemporaryDirectory(prefix="transfuse-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        place = folder / "mount"
+        place.mkdir()
+        yield folder
+        while is_mounted(place):
+            umount(place, lazy=True)
 
 
 # -- defaults --
@@ -200,18 +215,11 @@ def test_class_is_mounted_with_its_arguments(place: Path, tmp_path: Path) -> Non
 
 @interop
 @kernel
-def test_allow_root_keeps_others_out(place: Path) -> None:
-    open_the_way_to(place)
+def test_allow_root_keeps_others_out(public: Path) -> None:
+    place = public / "mount"
     with foreground("memory:", place, "-o", "allow_root,user_id=1234,no_default_permissions,entry_timeout=0"):
         (place / "file").write_text("")
         assert [stat_as(uid, place / "file") for uid in (0, 1234, 4321)] == [0, 0, errno.EACCES]
-
-
-def open_the_way_to(place: Path) -> None:
-    """Let ordinary users reach a test's folder."""
-    for path in (place, *place.parents):
-        if len(path.parts) > 2:
-            path.chmod(path.stat().st_mode | 0o055)
 
 
 def stat_as(uid: int, path: Path) -> int:
@@ -409,7 +417,6 @@ def test_mount8_remounts(private: list[str], data: Path, place: Path) -> None:
 @mount8
 def test_mount_fuse3_drops_privileges_and_hands_over_a_descriptor(private: list[str], data: Path, place: Path) -> None:
     """-o drop_privileges: mount.fuse3 opens and mounts, and starts us with /dev/fd/N as mount point."""
-    open_the_way_to(data)
     done = script(
         private, f"mount -t fuse.transfuse -o drop_privileges {data} {place} && cat {place}/a.txt; umount {place}"
     )
@@ -432,13 +439,12 @@ def test_flags_of_mount8_s_own_form(data: Path, place: Path) -> None:
 
 @interop
 @pytest.mark.needs("root", "/dev/fuse", "user", "fusermount3", "unshare")
-def test_ordinary_user_mounts_by_fusermount3(place: Path, tmp_path: Path) -> None:
+def test_ordinary_user_mounts_by_fusermount3(public: Path) -> None:
+    place = public / "mount"
     os.chown(place, 65534, 65534)
-    open_the_way_to(place)
     # /dev/fuse may be root's alone here: in a private namespace it is everybody's, as on most machines.
-    device = tmp_path / "fuse"
-    os.mknod(device, 0o20666, os.makedev(10, 229))
-    device.chmod(0o666)
+    device = public / "dev" / "fuse"
+    device.parent.mkdir()
     # Everything is imported before the change of user: the interpreter may be where that user can't read.
     program = (
         "import os, sys\n"
@@ -446,7 +452,10 @@ def test_ordinary_user_mounts_by_fusermount3(place: Path, tmp_path: Path) -> Non
         "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
         "sys.exit(transfuse.cli.main.main(['mount', 'memory:', sys.argv[1], '-f']))\n"
     )
-    script = f'mount --bind {device} /dev/fuse && exec "$@"'
+    script = (
+        f"mount -t tmpfs none {device.parent} && mknod -m 666 {device} c 10 229 && "
+        f'mount --bind {device} /dev/fuse && exec "$@"'
+    )
     process = subprocess.Popen(
         ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", program, str(place)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),

@@ -168,12 +168,21 @@ def test_a_wrong_record_is_refused_after_the_right_ones_were_taken(plus: Any) ->
 def test_an_endless_listing_is_cut_off(peer: ScriptedPeer, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directories, "MAX_ENTRIES", 5)
     peer.expect(Opcode.OPENDIR).reply_open(3)
-    for _ in range(6):
-        peer.expect(Opcode.READDIR).reply_dirents((b"again", 2, 1, 8))
+    for position in range(6):
+        peer.expect(Opcode.READDIR).reply_dirents((b"again", 2, position + 1, 8))
     released(peer)
     with pytest.raises(OSError) as caught:
         client.listdir("/")
     assert caught.value.errno == errno.EOVERFLOW
+
+
+def test_a_listing_that_goes_round_is_eio(peer: ScriptedPeer, client: Client) -> None:
+    peer.expect(Opcode.OPENDIR).reply_open(3)
+    for offset in (0, 1):
+        peer.expect(Opcode.READDIR, offset=offset).reply_dirents((b"again", 2, 1, 8))
+    released(peer)
+    with pytest.raises(OSError, match="position 1 came twice"):
+        client.listdir("/")
 
 
 def test_opendir_by_enosys_needs_no_requests_from_then_on(peer: ScriptedPeer, client: Client) -> None:

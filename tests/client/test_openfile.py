@@ -104,15 +104,22 @@ def test_fsync_is_a_success_where_there_is_none(peer: ScriptedPeer, client: Clie
 
 def test_copies_are_asked_for_in_64_bits_then_in_32_then_done_here(peer: ScriptedPeer, client: Client) -> None:
     file = scripted(peer, client)
-    peer.expect(Opcode.COPY_FILE_RANGE_64, len=1 << 40).reply(w.CopyFileRangeOut(bytes_copied=1 << 33))
-    assert file.copy_range(0, file, 1 << 50, 1 << 40) == 1 << 33
+    peer.expect(Opcode.LOOKUP, name=b"b").reply_entry(Attr.file(6))
+    peer.expect(Opcode.OPEN, nodeid=6).reply_open(8)
+    target = client.open_file("/b", os.O_WRONLY)
+    wanted = {"fh_in": 7, "nodeid_out": 6, "fh_out": 8}
+    peer.expect(Opcode.COPY_FILE_RANGE_64, len=1 << 40, **wanted).reply(w.CopyFileRangeOut(bytes_copied=1 << 33))
+    assert file.copy_range(0, target, 0, 1 << 40) == 1 << 33
     peer.expect(Opcode.COPY_FILE_RANGE_64).reply_error(errno.ENOSYS)
-    peer.expect(Opcode.COPY_FILE_RANGE, len=0xFFFF_F000).reply(w.WriteOut(size=10))
-    assert file.copy_range(0, file, 1 << 50, 1 << 40) == 10
+    peer.expect(Opcode.COPY_FILE_RANGE, len=0xFFFF_F000, **wanted).reply(w.WriteOut(size=10))
+    assert file.copy_range(0, target, 0, 1 << 40) == 10
     peer.expect(Opcode.COPY_FILE_RANGE).reply_error(errno.ENOSYS)
     peer.expect(Opcode.READ, offset=0, size=3).reply(b"abc")
     peer.expect(Opcode.WRITE, offset=50, payload=b"abc").reply(w.WriteOut(size=3))
-    assert file.copy_range(0, file, 50, 3) == 3
+    assert file.copy_range(0, target, 50, 3) == 3
+    peer.expect(Opcode.FLUSH, fh=8).reply()
+    peer.expect(Opcode.RELEASE, fh=8).reply()
+    target.close()
     done(peer, file)
 
 

@@ -94,9 +94,7 @@ def test_directory_entry_has_no_cookie_and_no_kind_until_told() -> None:
 def test_open_file_has_handle_0_and_an_ordinary_cache() -> None:
     opened = Opened()
     assert (opened.fh, opened.backing_fd) == (0, None)
-    assert not any(
-        getattr(opened, name) for name in Opened.__slots__ if name not in ("fh", "backing_fd")
-    )
+    assert not any(getattr(opened, name) for name in Opened.__slots__ if name not in ("fh", "backing_fd"))
 
 
 def test_options_of_an_open_are_named() -> None:

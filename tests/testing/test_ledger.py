@@ -54,11 +54,11 @@ def test_making_counts_as_a_lookup(ledger, make):
 def test_an_open_handle_is_reported(ledger):
     entry = ledger.lookup(REQ, 1, b"f")
     opened = ledger.open(REQ, entry.nodeid, 0)
-    ledger.opendir(REQ, 1, 0)
+    directory = ledger.opendir(REQ, 1, 0)
     ledger.forget(REQ, entry.nodeid, 1)
     assert ledger.problems() == [
         f"file handle {opened.fh} of nodeid {entry.nodeid} is still open",
-        "directory handle 2 of nodeid 1 is still open",
+        f"directory handle {directory.fh} of nodeid 1 is still open",
     ]
 
 

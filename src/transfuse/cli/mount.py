@@ -16,7 +16,7 @@ from dataclasses import replace
 import transfuse
 from transfuse.cli import remount
 from transfuse.cli.daemon import Ready, StopSignals, in_background, set_up_logging
-from transfuse.cli.errors import MOUNT_FAILED, OK, USAGE, CommandError, report
+from transfuse.cli.errors import MOUNT_FAILED, OK, USAGE, CommandError, describe, report
 from transfuse.cli.options import Settings, add_flags, read_settings
 from transfuse.cli.sources import AnyFilesystem, Source, check_extra, make_filesystem, parse_source
 from transfuse.session.negotiate import Connection
@@ -25,6 +25,8 @@ from transfuse.transports.mount.inherit import from_fd, parse_dev_fd
 from transfuse.transports.mount.options import MountOptions
 
 __all__ = ["add", "effective_options", "run"]
+
+log = logging.getLogger("transfuse.cli")
 
 SUBTYPE = "transfuse"
 """What /proc/mounts and `mount -t` call our mounts: fuse.transfuse."""
@@ -40,7 +42,11 @@ examples:
   transfuse mount /srv/data /dev/fd/5          a descriptor that is mounted already
 
 It goes to the background once the mount answers. SIGTERM, SIGINT and SIGHUP unmount. A directory is mounted with
-default_permissions, and by root with allow_other (no_allow_other: root only). All options: docs/options.md."""
+default_permissions, and by root with allow_other (no_allow_other: root only).
+
+Each flag is an -o option too: --entry-timeout 5 is -o entry_timeout=5. Of -o alone: allow_root, max_read=N, user_id=N,
+group_id=N, fsname=NAME, subtype=NAME, remount, rw, suid, dev, noexec, noatime, strictatime, nodiratime, sync, dirsync,
+lazytime, nosymfollow; and the arguments of a class, as name=value. docs/options.md has the rules."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
                 return serve_inherited(filesystem, source, inherited, settings, options, ready)
             return serve_mount(filesystem, source, place, settings, options, ready)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  in the background nobody else would say it
+            if not foreground:
+                log.error("%s", describe(error))  # once it was ready, its standard error is nobody's
             return report(error, failed=MOUNT_FAILED, debug=bool(settings.get("debug")))
 
     return serve(Ready()) if foreground else in_background(serve)

@@ -91,7 +91,7 @@ OPTIONS: dict[str, Option] = {
         Option("no_passthrough", "source", "data goes through the server even where the kernel could move it itself"),
         Option("direct_io", "source", "reads and writes bypass the kernel's page cache"),
         Option("workers", "program", "most threads that serve requests", "N", _workers),
-        Option("method", "program", "how to mount: auto (the first that works), fsopen, mount or fusermount3",
+        Option("method", "program", "how to mount: auto (the first that works), fsmount, mount or fusermount3",
                "M", _one_of("auto", "fsmount", "mount", "fusermount3")),
         Option("no_allow_other", "program", "for the owner of the mount only, also when root mounts a directory"),
         Option("no_default_permissions", "program", "the kernel leaves permission checks to the filesystem"),
@@ -159,7 +159,11 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """-o and all flags of `mount`."""
     parser.add_argument(
-        "-o", action="append", default=[], metavar="OPTION[,...]", help="mount options; see docs/options.md"
+        "-o",
+        action="append",
+        default=[],
+        metavar="OPTION[,...]",
+        help="options of the kernel, of mount(8) and of the source; several at a time",
     )
     for flag, (name, text) in MOUNT_FLAGS.items():
         parser.add_argument(flag, action=_AsOption, option=name, nargs=0, dest=argparse.SUPPRESS, help=text)

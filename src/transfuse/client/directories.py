@@ -4,7 +4,8 @@ READDIRPLUS is used by Linux's rule (fs/fuse/readdir.c): where it was negotiated
 a directory or after names of it were looked up. Each of its entries is a lookup: it is remembered like one, and given
 back when nobody uses it.
 
-A listing is read as it is consumed. One that never ends is cut off at MAX_ENTRIES.
+A listing is read as it is consumed. One that goes round (a position comes again) is EIO, and one that never ends is
+cut off at MAX_ENTRIES.
 """
 
 from __future__ import annotations
@@ -127,7 +128,11 @@ class _Directory:
         plus_possible = connection.has(f.FUSE_DO_READDIRPLUS)
         auto = connection.has(f.FUSE_READDIRPLUS_AUTO)
         offset = count = 0
+        asked: set[int] = set()
         while self.is_open:
+            if offset in asked:
+                raise OSError(errno.EIO, f"the listing goes round: position {offset} came twice")
+            asked.add(offset)
             plus = plus_possible and (not auto or offset == 0 or node.advise_plus)
             if auto:
                 node.advise_plus = False

@@ -260,12 +260,15 @@ class OpenFile:
         copy have it read and written from here."""
         self._check_open()
         target._check_open()
-        if not self.readable or not target.writable:
+        if not self.readable or not target.writable or target.flags & os.O_APPEND:
             raise fail(errno.EBADF, self.path)
         if count < 0 or offset < 0 or target_offset < 0:
             raise fail(errno.EINVAL, self.path)
-        if target.node is self.node and offset < target_offset + count and target_offset < offset + count:
-            raise fail(errno.EINVAL, self.path)
+        if target.node is self.node:
+            # only what there is to copy can overlap (mm/filemap.c, generic_copy_file_checks())
+            length = max(0, min(count, self.size() - offset))
+            if offset < target_offset + length and target_offset < offset + length:
+                raise fail(errno.EINVAL, self.path)
         for opcode, limit in ((Opcode.COPY_FILE_RANGE_64, MAX_OFFSET), (Opcode.COPY_FILE_RANGE, MAX_COPY_32)):
             length = min(count, limit)
             args = (self.fh, offset, target.node.nodeid, target.fh, target_offset, length, 0)

@@ -246,6 +246,7 @@ class DirectVolume(Volume):
     def _listing(self, nodeid: int, fh: int) -> list[tuple[str, int, int]]:
         found = []
         offset = 0
+        seen = {offset}
         while True:
             part = list(itertools.islice(self.fs.readdir(self.request(), nodeid, fh, offset), LISTING_STEP))
             if part and not part[0].cookie:
@@ -254,6 +255,9 @@ class DirectVolume(Volume):
             if not part or not part[-1].cookie:
                 return found
             offset = part[-1].cookie
+            if offset in seen:
+                raise OSError(errno.EIO, f"the listing comes back to cookie {offset}")
+            seen.add(offset)
 
     def mkdir(self, path: str, mode: int = 0o755) -> None:
         self._made(path, lambda parent, name: self.fs.mkdir(self.request(), parent, name, mode, 0))

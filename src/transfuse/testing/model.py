@@ -1,7 +1,8 @@
 """The same random operations on two volumes, compared step by step: one is the model, the other is on trial.
 
 Every choice comes from one seeded random.Random, so a difference can be repeated from its seed. Both volumes get the
-same step, and must give the same result or the same errno. Every `compare_every` steps, and at the end, the two trees are compared completely: names, attributes, hard links, xattrs, contents, holes.
+same step, and must give the same result or the same errno. Every `compare_every` steps, and at the end, the two trees
+are compared completely: names, attributes, hard links, xattrs, contents, holes.
 """
 
 from __future__ import annotations

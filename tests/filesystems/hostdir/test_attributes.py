@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from transfuse.fs.request import Request
 from transfuse.fs.values import AttrChanges
 
 Served = Any
@@ -157,6 +158,15 @@ def test_xattr_of_a_symlink_is_its_own(served: Served) -> None:
     served.fs.setxattr(served.req, served.look("l"), b"trusted.a", b"1", 0, False)
     assert os.listxattr(served.path / "l", follow_symlinks=False) == ["trusted.a"]
     assert os.listxattr(served.path / "a") == []
+
+
+@pytest.mark.needs("root")
+def test_trusted_xattrs_are_listed_for_root_only(served: Served) -> None:
+    (served.path / "a").touch()
+    os.setxattr(served.path / "a", "trusted.a", b"1")
+    node = served.look("a")
+    assert served.fs.listxattr(served.req, node) == [b"trusted.a"]
+    assert served.fs.listxattr(Request(uid=65534), node) == []
 
 
 def acl(mode: int) -> bytes:

@@ -155,8 +155,21 @@ def test_without_fsetid_a_write_clears_setuid(source: Path) -> None:
     touch(source / "a")
     (source / "a").chmod(0o6777)
     with open(source / "a", "wb", buffering=0) as file:
-        Credentials().without_fsetid(lambda: file.write(b"x"))
+        Credentials().without_fsetid(Request(uid=USER), 0o6777, lambda: file.write(b"x"))
     assert (source / "a").stat().st_mode & 0o7777 == 0o777
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(("groups", "left"), [((GROUP,), 0o2666), ((1,), 0o666)])
+def test_setgid_without_group_execution_stays_for_members(source: Path, groups: tuple[int, ...], left: int) -> None:
+    touch(source / "a")
+    os.chown(source / "a", 0, GROUP)
+    (source / "a").chmod(0o2666)
+    req = Request(uid=USER, gid=USER)
+    req._groups = groups
+    with open(source / "a", "wb", buffering=0) as file:
+        Credentials().without_fsetid(req, 0o2666, lambda: file.write(b"x"))
+    assert (source / "a").stat().st_mode & 0o7777 == left
 
 
 def test_umask_is_the_callers(source: Path, in_thread: InThread) -> None:

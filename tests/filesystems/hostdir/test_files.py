@@ -20,7 +20,7 @@ Make = Callable[..., Any]
 USER = 65534
 KILL = 4
 GETFLAGS, SETFLAGS, FSGETXATTR = 0x80086601, 0x40086602, 0x801C581F
-NODUMP, IMMUTABLE = 0x40, 0x10
+NODUMP, IMMUTABLE, APPEND_ONLY = 0x40, 0x10, 0x20
 
 
 def errno_of(call: Callable[[], object]) -> int | None:
@@ -55,6 +55,14 @@ def test_open_truncates(text: Served) -> None:
 
 
 @pytest.mark.needs("root")
+def test_open_for_reading_truncates_for_a_user(text: Served) -> None:
+    node = text.look("a")
+    fh = text.fs.open(Request(uid=USER, gid=USER), node, os.O_RDONLY | os.O_TRUNC).fh
+    assert text.size(node) == 0
+    text.release(node, fh)
+
+
+@pytest.mark.needs("root")
 def test_open_that_truncates_for_a_user_clears_setuid(text: Served) -> None:
     (text.path / "a").chmod(0o6777)
     node = text.look("a")
@@ -80,6 +88,32 @@ def test_appending_ignores_the_offset(text: Served) -> None:
     text.write(node, fh, b"!", 0)
     assert (text.path / "a").read_text() == "hello!"
     text.release(node, fh)
+
+
+def test_a_page_written_back_keeps_its_place_in_a_file_open_for_appending(text: Served) -> None:
+    node = text.look("a")
+    fh = text.open(node, os.O_RDWR | os.O_APPEND)
+    assert text.fs.write(text.req, node, fh, b"J", 0, 1) == 1
+    assert text.fs.write(text.req, node, fh, b"!", 0, 0) == 1
+    assert (text.path / "a").read_text() == "Jello!"
+    text.release(node, fh)
+
+
+@pytest.mark.needs("root")
+def test_writeback_opens_an_append_only_file(make: Make) -> None:
+    served = make(writeback=True)
+    entry, opened = served.create("a")
+    flags = struct.unpack("I", served.fs.ioctl(served.req, entry.nodeid, opened.fh, GETFLAGS, 0, b"", 4, 0))[0]
+    try:
+        served.fs.ioctl(served.req, entry.nodeid, opened.fh, SETFLAGS, 0, struct.pack("I", flags | APPEND_ONLY), 0, 0)
+        fh = served.open(entry.nodeid, os.O_WRONLY | os.O_APPEND)
+        assert served.fs.write(served.req, entry.nodeid, fh, b"abc", 0, 1) == 3
+        assert served.fs.write(served.req, entry.nodeid, fh, b"abcde", 0, 1) == 5
+        assert (served.path / "a").read_bytes() == b"abcde"
+        served.release(entry.nodeid, fh)
+    finally:
+        served.fs.ioctl(served.req, entry.nodeid, opened.fh, SETFLAGS, 0, struct.pack("I", flags), 0, 0)
+    served.release(entry.nodeid, opened.fh)
 
 
 def test_direct_io_flag_does_not_reach_the_host(text: Served) -> None:
@@ -407,6 +441,15 @@ def test_posix_locks_end_at_flush(text: Served) -> None:
     text.fs.flush(text.req, node, fh, 1)
     text.fs.setlk(text.req, node, fh, 2, Lock(1, 0, 9), False)
     text.release(node, fh)
+
+
+def test_locks_of_an_open_file_end_at_its_release(text: Served) -> None:
+    node = text.look("a")
+    one, two = text.open(node, os.O_RDWR), text.open(node, os.O_RDWR)
+    text.fs.setlk(text.req, node, one, 111, Lock(1, 0, 9), False)  # F_OFD_SETLK: an owner that no FLUSH names
+    text.release(node, one)
+    text.fs.setlk(text.req, node, two, 222, Lock(1, 0, 9), False)
+    text.release(node, two)
 
 
 def test_a_read_lock_on_a_file_the_server_may_only_read(text: Served) -> None:

@@ -105,9 +105,7 @@ def test_random_locks_are_what_a_byte_by_byte_model_says(table, rng):
         owner, kind = rng.choice((1, 2, 3)), rng.choice((F_RDLCK, F_WRLCK, F_UNLCK, F_UNLCK))
         start = rng.randrange(40)
         end = rng.randrange(start, 40)
-        others = [
-            model[other][at] for other in model if other != owner for at in range(start, end + 1)
-        ]
+        others = [model[other][at] for other in model if other != owner for at in range(start, end + 1)]
         free = kind == F_UNLCK or (F_WRLCK not in others and (kind == F_RDLCK or F_RDLCK not in others))
         if free:
             take(table, owner, kind, start, end)

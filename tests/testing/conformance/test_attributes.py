@@ -25,8 +25,8 @@ class TimesStandStill(MemoryFilesystem):
 
 class ChownSetsBoth(MemoryFilesystem):
     def setattr(self, req, nodeid, changes, fh):
-        if changes.uid is None and changes.gid is not None:
-            changes.uid = 0
+        if changes.uid is not None and changes.gid is None:
+            changes.gid = 0
         return super().setattr(req, nodeid, changes, fh)
 
 

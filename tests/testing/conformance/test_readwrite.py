@@ -14,8 +14,3 @@ def test_populate_makes_what_is_expected():
     suite, volume = ReadWrite(), DirectVolume(MemoryFilesystem())
     suite.populate(volume)
     assert all(volume.exists(path) for path, _ in flatten(suite.expected()))
-
-
-def test_every_case_says_a_fact():
-    names = [name for name in dir(ReadWrite) if name.startswith("test_")]
-    assert all(len(name.split("_")) >= 4 for name in names)

@@ -31,6 +31,8 @@ T = TypeVar("T")
 NO_ID = 0xFFFF_FFFF
 """A uid or gid that the peer's kernel could not express; also "leave alone" of setfsuid(2)."""
 NOBODY = 65534
+S_ISGID, S_IXGRP = 0o2000, 0o010
+SET_ID_BITS = 0o6000
 FULL_MAP = [0, 0, NO_ID]
 
 
@@ -109,8 +111,8 @@ class Credentials:
         uid, gid = req.uid, req.gid
         if uid >= NO_ID or gid >= NO_ID:
             raise OSError(errno.EOVERFLOW, "the caller has no uid or gid here")
-        if mode & 0o2000 and uid:
-            return self._with_groups(req, call)
+        if mode & S_ISGID and uid:
+            return self._as(uid, gid, req.groups, call)
         thread = self._thread
         try:
             if thread.gid != gid:
@@ -127,12 +129,11 @@ class Credentials:
             syscalls.set_fs_uid(self.uid)
             if not thread.private:
                 self._reset_gid(thread)
-        return self._with_groups(req, call)
+        return self._as(uid, gid, req.groups, call)
 
-    def _with_groups(self, req: Request, call: Callable[[], T]) -> T:
-        uid, gid = req.uid, req.gid
+    def _as(self, uid: int, gid: int, groups: tuple[int, ...], call: Callable[[], T]) -> T:
         try:
-            syscalls.set_thread_groups(req.groups)
+            syscalls.set_thread_groups(groups)
             syscalls.set_fs_gid(gid)
             syscalls.set_fs_uid(uid)
             if self._verify:
@@ -148,10 +149,13 @@ class Credentials:
         if syscalls.set_fs_uid(NO_ID) != uid or syscalls.set_fs_gid(NO_ID) != gid:
             raise OSError(errno.EOVERFLOW, f"uid {uid} or gid {gid} has no meaning in the server's user namespace")
 
-    def without_fsetid(self, call: Callable[[], T]) -> T:
-        """call() without CAP_FSETID, so that writing to or truncating an open file clears setuid and setgid."""
-        if not self.can_switch:
+    def without_fsetid(self, req: Request, mode: int, call: Callable[[], T]) -> T:
+        """call() without CAP_FSETID: writing to or truncating an open file of `mode` then clears setuid and setgid."""
+        if not self.can_switch or not mode & SET_ID_BITS:
             return call()
+        if mode & (S_ISGID | S_IXGRP) == S_ISGID:
+            # Here setgid goes only if the caller is outside the file's group (fs/attr.c, setattr_should_drop_sgid).
+            return self._as(req.uid or NOBODY, req.gid, req.groups, call)
         syscalls.set_fs_uid(NOBODY)
         try:
             return call()

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from transfuse.filesystems.hostdir import locks, syscalls
-from transfuse.filesystems.hostdir.core import DIRECTORY, REGULAR, Core
+from transfuse.filesystems.hostdir.core import DIRECTORY, MAX_LOCK_OWNERS, REGULAR, Core
+from transfuse.filesystems.hostdir.credentials import SET_ID_BITS
 from transfuse.filesystems.hostdir.handles import OpenDirectory, OpenFile
 from transfuse.filesystems.hostdir.nodes import HeldFd, Node, stale
 from transfuse.fs.request import Request
@@ -31,8 +32,7 @@ Buffer = bytes | bytearray | memoryview
 
 KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 """open(2) flags that reach the host. Not O_DIRECT: the buffers of a server are not aligned as it would want."""
-SET_ID_BITS = 0o6000
-WRITE_KILL_SUIDGID = 4
+WRITE_CACHE, WRITE_KILL_SUIDGID = 1, 4
 MAX_COPY = 0x7FFF_F000
 """Most bytes Linux copies in one call."""
 SEEK_KINDS = (os.SEEK_DATA, os.SEEK_HOLE)
@@ -79,9 +79,11 @@ class Files(Core):
             base = HeldFd(fd)
         else:
             base.used = True
-        file = OpenFile(HeldFd(self._reopen(base.fd, host_flags, flags)), node)
-        if kill and flags & os.O_ACCMODE:
-            self._killing(file.ref.fd, lambda: os.ftruncate(file.ref.fd, 0))
+        ref, appending = self._reopen(base.fd, host_flags, flags)
+        file = OpenFile(ref, node, appending)
+        if kill:
+            writing = HeldFd(syscalls.reopen(file.ref.fd, os.O_WRONLY))
+            self._killing(req, writing.fd, lambda: os.ftruncate(writing.fd, 0))
         self.nodes.lend(node, file.ref)
         return self._opened(file, attr, flags)
 
@@ -98,17 +100,25 @@ class Files(Core):
             raise stale(node.nodeid)
         return os.dup(ref.fd), found[0]
 
-    def _reopen(self, fd: int, host_flags: int, flags: int) -> int:
+    def _reopen(self, fd: int, host_flags: int, flags: int) -> tuple[HeldFd, bool]:
+        """A real fd of what `fd` stands for, and whether writes to it append."""
         try:
-            return self._with_room(syscalls.reopen, fd, host_flags)
+            return HeldFd(self._with_room(syscalls.reopen, fd, host_flags)), bool(host_flags & os.O_APPEND)
         except PermissionError:
-            # What an unprivileged server may lack: ownership for O_NOATIME, the right to read for write-back.
+            # What an unprivileged server may lack: ownership for O_NOATIME, the right to read for write-back; and an
+            # append-only file must be open for appending.
             plain = host_flags & ~os.O_NOATIME
             if self.writeback:
-                plain = plain & ~os.O_ACCMODE | flags & os.O_ACCMODE
-            if plain == host_flags:
+                plain |= flags & os.O_APPEND
+            if plain == host_flags and not self.writeback:
                 raise
-            return syscalls.reopen(fd, plain)
+        try:
+            return HeldFd(syscalls.reopen(fd, plain)), bool(plain & os.O_APPEND)
+        except PermissionError:
+            if not self.writeback:
+                raise
+        plain = plain & ~os.O_ACCMODE | flags & os.O_ACCMODE
+        return HeldFd(syscalls.reopen(fd, plain)), bool(plain & os.O_APPEND)
 
     def _opened(self, file: OpenFile, attr: Attr | None, flags: int) -> Opened:
         """The reply to an open, by cache mode."""
@@ -164,7 +174,7 @@ class Files(Core):
 
     def _made_open(self, held: HeldFd, node: Node, attr: Attr, flags: int) -> tuple[Entry, Opened]:
         try:
-            file = OpenFile(held, node)
+            file = OpenFile(held, node, bool(self._host_flags(flags) & os.O_APPEND))
             self.nodes.lend(node, held)
             return Entry(attr, node.nodeid), self._opened(file, attr, flags)
         except OSError:
@@ -206,6 +216,9 @@ class Files(Core):
         if file.__class__ is not OpenFile:
             raise OSError(errno.EBADF, f"fh {fh} is not an open file")
         assert isinstance(file, OpenFile)
+        for owner in file.lock_owners or ():
+            # The locks of this open file itself (F_OFD_SETLK), which no FLUSH names.
+            self.locks.drop(nodeid, owner)
         if file.flocked:
             locks.flock(file.ref.fd, locks.UNLOCK)
             self.waiters.wake(nodeid)
@@ -224,24 +237,54 @@ class Files(Core):
         return FileRange(ref.fd, offset, size, ref)
 
     def write(self, req: Request, nodeid: int, fh: int, data: Buffer, offset: int, flags: int) -> int:
-        """pwrite(2) from the request's buffer; a file open for appending ignores `offset`."""
+        """pwrite(2) from the request's buffer. A file open for appending ignores `offset`, but for a page of the peer's
+        cache that is written back (a shared mapping), which has its place."""
         file = self.opened.get(fh)
         if file.__class__ is not OpenFile:
             raise OSError(errno.EBADF, f"fh {fh} is not an open file")
         fd = file.ref.fd
-        if flags & WRITE_KILL_SUIDGID and self.credentials.can_switch and os.fstat(fd).st_mode & SET_ID_BITS:
-            return self.credentials.without_fsetid(lambda: os.pwrite(fd, data, offset))
+        if flags & WRITE_CACHE and file.appending:
+            in_place = self._in_place(file)
+            if in_place is file.ref:
+                return self._append_rest(fd, data, offset)
+            fd = in_place.fd
+        if flags & WRITE_KILL_SUIDGID and self.credentials.can_switch:
+            mode = os.fstat(fd).st_mode
+            if mode & SET_ID_BITS:
+                return self.credentials.without_fsetid(req, mode, lambda: os.pwrite(fd, data, offset))
         return os.pwrite(fd, data, offset)
 
-    def _killing(self, fd: int, call: Callable[[], T]) -> T:
+    def _in_place(self, file: OpenFile) -> HeldFd:
+        """An fd of the file that does not append; only appending to it is possible where the host says so."""
+        ref = file.unappending
+        if ref is None:
+            try:
+                ref = HeldFd(self._with_room(syscalls.reopen, file.ref.fd, os.O_WRONLY))
+            except PermissionError:
+                ref = file.ref
+            file.unappending = ref
+        return ref
+
+    @staticmethod
+    def _append_rest(fd: int, data: Buffer, offset: int) -> int:
+        """A page of an append-only file: what lies before the end is there already and cannot be written again."""
+        size = os.fstat(fd).st_size
+        if offset > size:
+            raise PermissionError(errno.EPERM, f"{offset - size} bytes past the end of an append-only file")
+        there = min(size - offset, len(data))
+        rest = memoryview(data)[there:]
+        return there + os.write(fd, rest) if rest else there
+
+    def _killing(self, req: Request, fd: int, call: Callable[[], T]) -> T:
         """call(), which changes the file's data on behalf of an ordinary user."""
-        if self.credentials.can_switch and os.fstat(fd).st_mode & SET_ID_BITS:
-            return self.credentials.without_fsetid(call)
-        return call()
+        return self.credentials.without_fsetid(req, os.fstat(fd).st_mode, call)
 
     def flush(self, req: Request, nodeid: int, fh: int, lock_owner: int) -> None:
         """Drop the POSIX locks of whoever closed the file."""
         self.locks.drop(nodeid, lock_owner)
+        file = self.opened.get(fh)
+        if file.__class__ is OpenFile and file.lock_owners:
+            file.lock_owners.discard(lock_owner)
 
     def fsync(self, req: Request, nodeid: int, fh: int, datasync: bool) -> None:
         """fsync(2) or fdatasync(2)."""
@@ -251,7 +294,7 @@ class Files(Core):
         """fallocate(2) with whatever modes the host's filesystem has."""
         fd = self._file(fh).ref.fd
         if req.uid:
-            self._killing(fd, lambda: syscalls.fallocate(fd, mode, offset, length))
+            self._killing(req, fd, lambda: syscalls.fallocate(fd, mode, offset, length))
         else:
             syscalls.fallocate(fd, mode, offset, length)
 
@@ -279,7 +322,7 @@ class Files(Core):
         source, target = self._file(fh_in).ref.fd, self._file(fh_out).ref.fd
         length = min(length, MAX_COPY)
         if req.uid:
-            return self._killing(target, lambda: os.copy_file_range(source, target, length, offset_in, offset_out))
+            return self._killing(req, target, lambda: os.copy_file_range(source, target, length, offset_in, offset_out))
         return os.copy_file_range(source, target, length, offset_in, offset_out)
 
     def ioctl(
@@ -331,8 +374,17 @@ class Files(Core):
 
     def setlk(self, req: Request, nodeid: int, fh: int, owner: int, lock: Lock, wait: bool) -> None:
         """Take or drop a POSIX lock. There is no detection of deadlocks."""
-        self._file(fh)
-        if wait and lock.kind != locks.UNLOCK:
+        file = self._file(fh)
+        if lock.kind == locks.UNLOCK:
+            self.locks.set(nodeid, owner, lock)
+            return
+        owners = file.lock_owners
+        if owners is None:
+            owners = file.lock_owners = set()
+        if len(owners) >= MAX_LOCK_OWNERS:
+            raise OSError(errno.ENOLCK, f"{MAX_LOCK_OWNERS} owners locked through this open file")
+        owners.add(owner)
+        if wait:
             self.waiters.wait(req, nodeid, lambda: self.locks.set(nodeid, owner, lock))
         else:
             self.locks.set(nodeid, owner, lock)

@@ -19,13 +19,19 @@ __all__ = ["OpenDirectory", "OpenFile"]
 class OpenFile:
     """An open regular file."""
 
-    __slots__ = ("flocked", "node", "ref")
+    __slots__ = ("appending", "flocked", "lock_owners", "node", "ref", "unappending")
 
-    def __init__(self, ref: HeldFd, node: Node) -> None:
+    def __init__(self, ref: HeldFd, node: Node, appending: bool = False) -> None:
         self.ref = ref
         self.node = node
+        self.appending = appending
+        """Every write to `ref` goes to the end of the file."""
+        self.unappending: HeldFd | None = None
+        """The same without O_APPEND, once a page has to be written back in place."""
         self.flocked = False
         """A BSD lock was taken on this open file."""
+        self.lock_owners: set[int] | None = None
+        """Who took POSIX or OFD locks through this open file."""
 
 
 class OpenDirectory:
@@ -56,7 +62,7 @@ class OpenDirectory:
                 at = index.get(offset)
                 if at is not None:
                     return self.entries[at:]
-            if offset != self.position or not offset:
+            if offset != self.position or (not offset and self.entries):
                 os.lseek(self.ref.fd, offset, os.SEEK_SET)
             entries = self.entries = syscalls.list_directory(self.ref.fd)
             self.index = None

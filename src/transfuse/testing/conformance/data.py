@@ -40,6 +40,12 @@ class DataCases(Conformance):
         assert volume.read_bytes("/f") == data
 
     @needs("create|mknod", "write", "read")
+    def test_a_read_of_one_mib_is_whole(self, volume: Volume) -> None:
+        volume.write_bytes("/f", pattern(2 * MIB))
+        with volume.open("/f", os.O_RDONLY) as file:
+            assert file.pread(MIB, 4097) == pattern(2 * MIB)[4097 : 4097 + MIB]
+
+    @needs("create|mknod", "write", "read")
     def test_overwriting_the_middle(self, volume: Volume) -> None:
         data = bytearray(pattern(20_000))
         volume.write_bytes("/f", bytes(data))

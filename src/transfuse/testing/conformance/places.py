@@ -18,6 +18,7 @@ from transfuse.fs.base import Filesystem
 from transfuse.fs.path import PathFilesystem
 from transfuse.fs.request import Request
 from transfuse.server import Server, mount
+from transfuse.session.server import log_bug
 from transfuse.testing.client_volume import ClientVolume
 from transfuse.testing.direct import DirectVolume
 from transfuse.testing.ledger import Ledger
@@ -68,6 +69,7 @@ def place(
 
     def on_bug(req: Request, error: BaseException) -> None:
         bugs.append(error)
+        log_bug(req, error)  # what the case sees is EIO: the log says why
 
     umask = os.umask(0)
     try:
@@ -111,9 +113,11 @@ def _stream(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str])
 @contextmanager
 def _dev_fuse(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str]) -> Iterator[Volume]:
     mountpoint = tempfile.mkdtemp(prefix="mnt-", dir=folder)
-    with mount(ledger, mountpoint, options, on_bug=on_bug):
-        yield OsVolume(mountpoint)
-    os.rmdir(mountpoint)
+    try:
+        with mount(ledger, mountpoint, options, on_bug=on_bug):
+            yield OsVolume(mountpoint)
+    finally:
+        os.rmdir(mountpoint)
 
 
 _VOLUMES = {"direct": _direct, "memory": _memory, "stream": _stream, "dev_fuse": _dev_fuse}
