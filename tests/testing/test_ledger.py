@@ -56,6 +56,7 @@ def test_an_open_handle_is_reported(ledger):
     opened = ledger.open(REQ, entry.nodeid, 0)
     directory = ledger.opendir(REQ, 1, 0)
     ledger.forget(REQ, entry.nodeid, 1)
+    assert ledger.open_handles() == 2
     assert ledger.problems() == [
         f"file handle {opened.fh} of nodeid {entry.nodeid} is still open",
         f"directory handle {directory.fh} of nodeid 1 is still open",

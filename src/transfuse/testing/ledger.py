@@ -95,20 +95,27 @@ class Ledger(Wrapper):
         self._released("directory", nodeid, fh)
         return self.inner.releasedir(req, nodeid, fh, flags)
 
+    def _open(self) -> list[tuple[str, int, int]]:
+        """Handles that are open, of the kinds whose end the filesystem hears of."""
+        has = self.operations()
+        heard = {kind for kind, name in (("file", "release"), ("directory", "releasedir")) if name in has}
+        return [handle for handle, count in self.handles.items() if count > 0 and handle[0] in heard]
+
+    def open_handles(self) -> int:
+        """How many files and directories are open."""
+        with self._lock:
+            return len(self._open())
+
     def problems(self, *, lookups: bool = True) -> list[str]:
         """What is wrong now that everything should be over. `lookups` False: the peer need not give them back (Linux
         does not when it unmounts)."""
-        operations = self.operations()
         with self._lock:
             found = list(self.mistakes)
             found += [f"{count} × {name} is not answered" for name, count in self.running.items() if count]
-            for (kind, nodeid, fh), count in self.handles.items():
-                if count > 0 and ("release" if kind == "file" else "releasedir") in operations:
-                    found.append(f"{kind} handle {fh} of nodeid {nodeid} is still open")
-            if lookups and "forget" in operations:
-                found += [
-                    f"{count} lookups of nodeid {n} are not given back" for n, count in self.lookups.items() if count
-                ]
+            found += [f"{kind} handle {fh} of nodeid {nodeid} is still open" for kind, nodeid, fh in self._open()]
+            if lookups and "forget" in self.operations():
+                held = self.lookups.items()
+                found += [f"{count} lookups of nodeid {nodeid} are not given back" for nodeid, count in held if count]
         return found
 
 

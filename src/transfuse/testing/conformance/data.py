@@ -15,6 +15,8 @@ __all__ = ["DataCases"]
 MIB = 1 << 20
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 SEEK_DATA, SEEK_HOLE = 3, 4
+RELEASE_S = 5.0
+"""How long a RELEASE, which nobody waits for, may take."""
 NEW = os.O_CREAT | os.O_RDWR
 
 
@@ -349,7 +351,7 @@ class DataCases(Conformance):
     def _soon(lock: object) -> None:
         """Nobody waits for RELEASE: its effects may come a moment later."""
         assert callable(lock)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + RELEASE_S
         while True:
             try:
                 lock()

@@ -9,6 +9,7 @@ import gc
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ from transfuse.transports.stream import StreamClientTransport, StreamTransport
 __all__ = ["TRANSPORTS", "Place", "place", "why_not"]
 
 TRANSPORTS = ("direct", "memory", "stream", "dev_fuse")
+RELEASE_S = 2.0
+"""How long the RELEASEs of a mount may take to arrive once everything is closed."""
 MOUNT_OPTIONS = ("default_permissions", "allow_other")
 
 
@@ -116,6 +119,10 @@ def _dev_fuse(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str
     try:
         with mount(ledger, mountpoint, options, on_bug=on_bug):
             yield OsVolume(mountpoint)
+            # close(2) does not wait for RELEASE, and what is on its way when Linux unmounts is dropped.
+            deadline = time.monotonic() + RELEASE_S
+            while ledger.open_handles() and time.monotonic() < deadline:
+                time.sleep(0.002)
     finally:
         os.rmdir(mountpoint)
 
