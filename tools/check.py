@@ -61,7 +61,9 @@ class Run:
     def pytest(self, name: str, python: Path, args: list[str], native: str) -> bool:
         report = self.folder / f"{len(self.skip_files)}.jsonl"
         self.skip_files[name] = report
-        command = [str(python), "-m", "pytest", "--skip-report", str(report), *args]
+        # One process per core: half of a test's time is waiting for kernels, children and timeouts.
+        spread = ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"]
+        command = [str(python), "-m", "pytest", "-q", *spread, "--skip-report", str(report), *args]
         return self.step(name, command, {"TRANSFUSE_NATIVE": native}, SUITE_LIMIT_S)
 
     def skip(self, name: str, why: str, *, fatal: bool = False) -> None:

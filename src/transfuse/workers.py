@@ -159,11 +159,15 @@ class WorkerPool:
         return not self.closing
 
     def _add(self, channel: Channel) -> None:
+        # Started under the lock: close() must not meet a thread that cannot be joined yet.
         with self._lock:
+            if self.closing:
+                channel.close()
+                return
             worker = Worker(self, len(self.workers), channel)
+            worker.thread.start()
             self.workers.append(worker)
             self._running += 1
-        worker.thread.start()
 
     def _shut(self) -> bool:
         """Send everybody home; True for the first to ask."""

@@ -257,6 +257,7 @@ def test_a_second_connection_walks_again(inside):
 
     class Up:
         order = "<"
+        notify = None
         features = sub.features
 
     sub.destroyed()

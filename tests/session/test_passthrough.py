@@ -28,9 +28,7 @@ class Backed(Tree):
     def open(self, req: Request, nodeid: int, flags: int) -> Opened:
         return self.opens.pop(0)
 
-    def create(
-        self, req: Request, parent: int, name: bytes, mode: int, umask: int, flags: int
-    ) -> tuple[Entry, Opened]:
+    def create(self, req: Request, parent: int, name: bytes, mode: int, umask: int, flags: int) -> tuple[Entry, Opened]:
         self.lookups[2] = self.lookups.get(2, 0) + 1
         return Entry(Attr.file(2)), self.opens.pop(0)
 
@@ -77,9 +75,12 @@ def test_flags_that_linux_refuses_beside_passthrough_are_left_out() -> None:
         direct_io=True,
         parallel_direct_writes=True,
     )
-    assert backed(opened).open().open_flags == (
-        f.FOPEN_PASSTHROUGH | f.FOPEN_NOFLUSH | f.FOPEN_DIRECT_IO | f.FOPEN_PARALLEL_DIRECT_WRITES
-    )
+    assert backed(opened).open().open_flags == (f.FOPEN_PASSTHROUGH | f.FOPEN_NOFLUSH | f.FOPEN_PARALLEL_DIRECT_WRITES)
+
+
+def test_direct_io_does_not_send_data_of_a_backed_open_to_the_server() -> None:
+    peer = backed(Opened(5, backing_fd=33, direct_io=True))
+    assert peer.open().open_flags == f.FOPEN_PASSTHROUGH
 
 
 def test_every_open_of_a_node_shares_one_id() -> None:

@@ -33,6 +33,7 @@ def test_use_that_ends_leaves_nothing(ledger):
 def test_a_lookup_that_is_not_given_back_is_reported(ledger):
     entry = ledger.lookup(REQ, 1, b"f")
     assert ledger.problems() == [f"1 lookups of nodeid {entry.nodeid} are not given back"]
+    assert ledger.held_lookups() == 1
     assert ledger.problems(lookups=False) == []
 
 

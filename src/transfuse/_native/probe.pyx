@@ -3,11 +3,17 @@
 
 The plain form is filesystems.hostdir.syscalls.make_probe, by ctypes and struct: 2.5 µs on tmpfs, of which the call itself
 is 0.6; here 1.3. Same arguments, same results; tests compare the two.
+
+Two steps that begin with a probe are here as well, each as one call: `grasp` (get hold of what a name leads to) and
+`open` (open a name for real if it still leads to a known inode). Both answer None for anything out of the ordinary and
+have had no effect then: the caller takes the plain way, which knows about retries and says what is wrong.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport ENOENT, errno
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from posix.unistd cimport close
 
 import os
 
@@ -48,7 +54,15 @@ cdef extern from "sys/stat.h" nogil:
 
     int statx(int dirfd, const char *path, int flags, unsigned int mask, statx_t *buffer)
 
+cdef extern from "fcntl.h" nogil:
+    int openat(int dirfd, const char *path, int flags, ...)
+    enum:
+        O_CLOEXEC
+        O_NOFOLLOW
+
 cdef enum:
+    O_PATH = 0o10000000  # one number on every architecture that Python runs on, as in os.O_PATH
+    PATH_ROOM = 32
     FLAGS = 0x100 | 0x800 | 0x1000  # AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
     WANTED = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
     BTIME = 0x800
@@ -85,6 +99,9 @@ cdef class Probe:
             if number == ENOENT:
                 return None
             raise OSError(number, os.strerror(number))
+        return self.found(&st)
+
+    cdef tuple found(self, statx_t *st):
         attr = _new(_Attr)
         attr.mode = st.stx_mode
         attr.size = st.stx_size
@@ -115,3 +132,54 @@ cdef class Probe:
         dev = (<object> st.stx_dev_major) << 20 | st.stx_dev_minor
         attr.ino = ((<object> st.stx_ino) ^ dev << 40) & 0xFFFFFFFFFFFFFFFF
         return attr, (dev, key)
+
+    def grasp(self, int fd, bytes name):
+        """An O_PATH fd of `name` in directory `fd`, with the attributes and identity of what it leads to; or None."""
+        cdef statx_t st
+        cdef const char *path = PyBytes_AS_STRING(name)
+        cdef int at, result
+        with nogil:
+            at = openat(fd, path, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+            result = -1 if at < 0 else statx(at, b"", FLAGS, WANTED, &st)
+            if at >= 0 and result:
+                close(at)
+        if result:
+            return None
+        try:
+            return at, self.found(&st)
+        except BaseException:
+            close(at)
+            raise
+
+    def open(self, int fd, bytes name, key, int flags, int fd_directory):
+        """Open `name` in directory `fd` with `flags`, if it leads to the inode with identity `key`: (fd, Attr), or None.
+
+        Never by the name itself, which may lead to a device by now, but by an O_PATH fd that was looked at first, through
+        `fd_directory`: /proc/self/fd held open (-1: by its path, 1 µs slower).
+        """
+        cdef statx_t st
+        cdef const char *path = PyBytes_AS_STRING(name)
+        cdef char number[PATH_ROOM]
+        cdef int at, result = -1
+        cdef tuple found
+        with nogil:
+            at = openat(fd, path, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+            if at >= 0:
+                result = statx(at, b"", FLAGS, WANTED, &st)
+        if at < 0:
+            return None
+        try:
+            if result:
+                return None
+            found = self.found(&st)
+            if found[1] != key:
+                return None
+            if fd_directory >= 0:
+                snprintf(number, PATH_ROOM, b"%d", at)
+            else:
+                snprintf(number, PATH_ROOM, b"/proc/self/fd/%d", at)
+            with nogil:
+                result = openat(fd_directory, number, flags | O_CLOEXEC)
+            return None if result < 0 else (result, found[0])
+        finally:
+            close(at)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from transfuse.fs.backing import BackingFile
+
 __all__ = ["PassthroughTable"]
 
 
@@ -53,7 +55,10 @@ class PassthroughTable:
             backing_id = 0
             if backing_fd is not None:
                 try:
-                    backing_id = self._register(backing_fd)
+                    if isinstance(backing_fd, BackingFile):
+                        backing_id = backing_fd.registering(self._register)
+                    else:
+                        backing_id = self._register(backing_fd)
                 except OSError:
                     self.refused += 1
             self._nodes[nodeid] = _OpenNode(backing_id)

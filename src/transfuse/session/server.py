@@ -510,6 +510,10 @@ class ServerSession:
         if backing_id:
             # Anything but these beside PASSTHROUGH is EINVAL, seen as EIO (fs/fuse/iomode.c).
             flags &= f.FOPEN_DIRECT_IO | f.FOPEN_PARALLEL_DIRECT_WRITES | f.FOPEN_NOFLUSH
+            if opened.backing_fd is not None:
+                # It would send reads and writes here after all (fs/fuse/file.c: it overrides PASSTHROUGH). An open that
+                # offers no backing file means it.
+                flags &= ~f.FOPEN_DIRECT_IO
             flags |= f.FOPEN_PASSTHROUGH
         return flags, backing_id
 

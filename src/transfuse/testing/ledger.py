@@ -106,6 +106,11 @@ class Ledger(Wrapper):
         with self._lock:
             return len(self._open())
 
+    def held_lookups(self) -> int:
+        """How many lookups the peer has not given back."""
+        with self._lock:
+            return self.lookups.total()
+
     def problems(self, *, lookups: bool = True) -> list[str]:
         """What is wrong now that everything should be over. `lookups` False: the peer need not give them back (Linux
         does not when it unmounts)."""

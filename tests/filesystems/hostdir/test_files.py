@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from transfuse.filesystems.hostdir.files import PASSTHROUGH_READ_BYTES
 from transfuse.fs.request import Request
 from transfuse.fs.values import Features, Lock
 
@@ -266,6 +267,22 @@ def test_a_backing_file_is_offered(text: Served) -> None:
     text.release(node, opened.fh)
 
 
+@pytest.mark.parametrize(("size", "offered"), [(PASSTHROUGH_READ_BYTES, True), (PASSTHROUGH_READ_BYTES - 1, False)])
+def test_a_file_opened_for_reading_is_offered_from_a_size_on(text: Served, size: int, offered: bool) -> None:
+    os.truncate(text.path / "a", size)
+    node = text.look("a")
+    opened = text.fs.open(text.req, node, os.O_RDONLY)
+    assert (opened.backing_fd is not None) == offered
+    text.release(node, opened.fh)
+
+
+def test_open_of_a_replaced_name_is_not_the_new_file(text: Served) -> None:
+    node = text.look("a")
+    (text.path / "b").write_text("other")
+    os.rename(text.path / "b", text.path / "a")
+    assert errno_of(lambda: text.fs.open(text.req, node, os.O_RDONLY)) == errno.ESTALE
+
+
 @pytest.mark.parametrize("options", [{"passthrough": False}, {"writeback": True}, {"direct_io": True}])
 def test_no_backing_file_is_offered(make: Make, options: dict[str, bool]) -> None:
     served = make(**options)
@@ -279,6 +296,7 @@ def test_no_backing_file_is_offered(make: Make, options: dict[str, bool]) -> Non
 @pytest.mark.needs("root")
 def test_a_setuid_file_is_not_offered_for_writing(text: Served) -> None:
     (text.path / "a").chmod(0o4755)
+    os.truncate(text.path / "a", PASSTHROUGH_READ_BYTES)
     node = text.look("a")
     opened = [text.fs.open(text.req, node, flags) for flags in (os.O_RDONLY, os.O_WRONLY)]
     assert [o.backing_fd is None for o in opened] == [False, True]

@@ -347,3 +347,16 @@ def test_two_opens_of_one_file_agree_on_passthrough(passthrough: Mounted) -> Non
     with open(passthrough.point / "a", "rb") as one, open(passthrough.point / "a", "r+b", buffering=0) as two:
         two.write(b"xyz")
         assert one.read() == b"xyz"
+
+
+def test_a_small_file_open_for_reading_sees_what_is_written_meanwhile_and_later(passthrough: Mounted) -> None:
+    (passthrough.source / "a").write_bytes(b"one")
+    with open(passthrough.point / "a", "rb", buffering=0) as reader:
+        assert reader.read() == b"one"
+        with open(passthrough.point / "a", "r+b", buffering=0) as writer:
+            writer.write(b"two")
+            assert os.pread(reader.fileno(), 3, 0) == b"two"
+    for data in (b"six", b"ten"):
+        with open(passthrough.point / "a", "r+b", buffering=0) as writer:
+            writer.write(data)
+        assert (passthrough.point / "a").read_bytes() == data

@@ -96,6 +96,7 @@ def test_cached_writes_have_their_own_offset_even_with_o_append(fs, volume):
 def test_with_a_write_back_cache_the_peer_reads_through_any_handle(fs, volume):
     class Up:
         order = "<"
+        notify = None
         features = type(fs.features)(writeback_cache=True)
 
     volume.write_bytes("/f", b"x")
@@ -147,6 +148,7 @@ def test_flags_are_set_by_the_newer_call_too(volume):
 def test_ioctl_speaks_the_byte_order_of_the_peer(fs, volume):
     class Up:
         order = ">"
+        notify = None
         features = fs.features
 
     fs.mounted(Up)

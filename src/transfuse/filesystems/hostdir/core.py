@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from transfuse.fs.values import Attr, Entry, Features
 __all__ = ["CACHE_MODES", "Core"]
 
 T = TypeVar("T")
+
+log = logging.getLogger("transfuse.hostdir")
 
 O_PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 REGULAR = 8
@@ -125,6 +128,9 @@ class Core(Filesystem):
         )
         held = HeldFd(root)
         self.probe = syscalls.make_probe(os.fstat(root).st_dev)
+        self.grasp: syscalls.Grasp | None
+        self.quick_open: syscalls.Opener | None
+        self.grasp, self.quick_open = syscalls.quick_steps(self.probe)
         handles = _handles_work(root)
         self.nodes = NodeTable(held, default_bound() if max_held is None else max_held, handles, cache == "always")
         self.opened: dict[int, OpenFile | OpenDirectory] = {}
@@ -135,14 +141,29 @@ class Core(Filesystem):
         self.waiters = Waiters()
         self.locks = PosixLocks(self._lock_fd, self.waiters, MAX_LOCK_OWNERS)
         self._negative = Entry.negative()
+        self._notify: Any = None
 
     def operations(self) -> frozenset[str]:
         return super().operations() - self._without
 
     def mounted(self, connection: Any) -> None:
         self.passed_through = bool(connection.features.passthrough)
+        self._notify = connection.notify
+
+    def _attributes_changed(self, nodeid: int) -> None:
+        """Have the peer ask anew, after something whose reply tells it nothing of mode or ctime.
+
+        Attributes alone (offset -1) take no lock of the inode in the kernel (fs/fuse/inode.c, fuse_reverse_inval_inode),
+        so this is safe from inside a request about it.
+        """
+        if self._notify is not None:
+            try:
+                self._notify.inval_inode(nodeid, -1)
+            except OSError as error:  # the peer goes on with what it has until the timeout
+                log.debug("node %d: attributes not invalidated: %s", nodeid, error)
 
     def destroyed(self) -> None:
+        self._notify = None
         opened, self.opened = self.opened, {}
         opened.clear()
         self.locks.clear()

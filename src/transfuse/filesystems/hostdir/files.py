@@ -5,7 +5,8 @@ does not pass through Python objects except in write(), whose buffer is the one 
 
 setuid and setgid: the session tells when a write or truncation comes from a caller that may not keep these bits; the
 server is root and may, so such a call is made without CAP_FSETID where the bits are set. The kernel's own passthrough
-writes would not clear them, so a file that has them is not offered for that.
+writes go by the rights of whoever the backing file was registered as, for all opens of the file; so one that has the
+bits is not offered for that, and others are registered as the first opener.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transfuse.filesystems.hostdir.core import DIRECTORY, MAX_LOCK_OWNERS, REGUL
 from transfuse.filesystems.hostdir.credentials import SET_ID_BITS
 from transfuse.filesystems.hostdir.handles import OpenDirectory, OpenFile
 from transfuse.filesystems.hostdir.nodes import HeldFd, Node, stale
+from transfuse.fs.backing import BackingFile
 from transfuse.fs.request import Request
 from transfuse.fs.values import Attr, DirEntry, Entry, FileRange, IoctlResult, Lock, Opened
 
@@ -33,6 +35,9 @@ Buffer = bytes | bytearray | memoryview
 KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 """open(2) flags that reach the host. Not O_DIRECT: the buffers of a server are not aligned as it would want."""
 WRITE_CACHE, WRITE_KILL_SUIDGID = 1, 4
+PASSTHROUGH_READ_BYTES = 1 << 17
+"""Smaller files that are opened only for reading are not offered as backing files: taking one and giving it back costs
+two ioctls and an open inside the kernel, more than the one READ that fetches the whole file."""
 MAX_COPY = 0x7FFF_F000
 """Most bytes Linux copies in one call."""
 SEEK_KINDS = (os.SEEK_DATA, os.SEEK_HOLE)
@@ -75,6 +80,8 @@ class Files(Core):
         base = node.ref
         attr: Attr | None = None
         if base is None:
+            if not kill and (opened := self._quick_open(req, node, host_flags, flags)) is not None:
+                return opened
             fd, attr = self._find_again(node, node.parent)
             base = HeldFd(fd)
         else:
@@ -83,9 +90,22 @@ class Files(Core):
         file = OpenFile(ref, node, appending)
         if kill:
             writing = HeldFd(syscalls.reopen(file.ref.fd, os.O_WRONLY))
-            self._killing(req, writing.fd, lambda: os.ftruncate(writing.fd, 0))
+            self._killing(req, nodeid, writing.fd, lambda: os.ftruncate(writing.fd, 0))
         self.nodes.lend(node, file.ref)
-        return self._opened(file, attr, flags)
+        return self._opened(req, file, attr, flags)
+
+    def _quick_open(self, req: Request, node: Node, host_flags: int, flags: int) -> Opened | None:
+        """What open() does in the usual case, in one step: None when it is not that, or when anything went wrong."""
+        parent, place, step = node.parent, node.place, self.quick_open
+        if step is None or parent is None or place is None or (held := parent.ref) is None:
+            return None
+        found = step(held.fd, place, node.key, host_flags, syscalls.proc_fd())
+        if found is None:
+            return None
+        held.used = True
+        ref = HeldFd(found[0])
+        self.nodes.lend(node, ref)
+        return self._opened(req, OpenFile(ref, node, bool(host_flags & os.O_APPEND)), found[1], flags)
 
     def _find_again(self, node: Node, parent: Node | None) -> tuple[int, Attr]:
         """An O_PATH fd of a node without one, which is not kept: the open file's own will serve."""
@@ -120,30 +140,43 @@ class Files(Core):
         plain = plain & ~os.O_ACCMODE | flags & os.O_ACCMODE
         return HeldFd(syscalls.reopen(fd, plain)), bool(plain & os.O_APPEND)
 
-    def _opened(self, file: OpenFile, attr: Attr | None, flags: int) -> Opened:
-        """The reply to an open, by cache mode."""
-        fd = file.ref.fd
+    def _opened(self, req: Request, file: OpenFile, attr: Attr | None, flags: int) -> Opened:
+        """The reply to an open, by cache mode. `attr`: as it was just before."""
+        ref = file.ref
         opened = Opened(self._new_fh(file))
         opened.noflush = not self.posix_locks and not self.writeback
-        if self.offer_backing and not (
-            flags & os.O_ACCMODE and self.credentials.can_switch and os.fstat(fd).st_mode & SET_ID_BITS
-        ):
-            opened.backing_fd = fd
+        if self.offer_backing and self.passed_through:
+            if attr is None:
+                attr = self._attr_of(ref)
+            if (flags & os.O_ACCMODE or attr.size >= PASSTHROUGH_READ_BYTES) and not (
+                attr.mode & SET_ID_BITS and self.credentials.can_switch
+            ):
+                opened.backing_fd = self._backing(req, ref.fd)
         if self.direct_io:
             opened.direct_io = opened.parallel_direct_writes = True
         elif self.cache == "always":
             opened.keep_cache = True
-        elif not (self.passed_through and opened.backing_fd is not None):
+        elif opened.backing_fd is None:
             opened.keep_cache = self._unchanged(file, attr)
         return opened
+
+    def _backing(self, req: Request, fd: int) -> int:
+        """A backing file for all opens of the node; where a user comes first, the kernel writes with the user's rights,
+        which clears setuid and setgid bits that the file gets while it is open."""
+        if not req.uid or not self.credentials.can_switch:
+            return fd
+        make = self.credentials.make
+        return BackingFile(fd, lambda register, fd: make(req, -1, 0, lambda: register(fd)))
+
+    def _attr_of(self, ref: HeldFd) -> Attr:
+        found = self.probe(ref.fd, b"")
+        assert found is not None  # b"" is not looked up
+        return found[0]
 
     def _unchanged(self, file: OpenFile, attr: Attr | None) -> bool:
         """Is the file as it was when it was last opened?"""
         if attr is None:
-            found = self.probe(file.ref.fd, b"")
-            if found is None:
-                return False
-            attr = found[0]
+            attr = self._attr_of(file.ref)
         nodeid, seen = file.node.nodeid, self.nodes.seen
         now = hash((attr.mtime_ns, attr.ctime_ns, attr.size))
         same = seen.get(nodeid) == now
@@ -170,13 +203,13 @@ class Files(Core):
             raise stale(parent)
         attr, key = found
         child = self.nodes.remember(attr, key, node, name, ref.fd)
-        return self._made_open(held, child, attr, flags)
+        return self._made_open(req, held, child, attr, flags)
 
-    def _made_open(self, held: HeldFd, node: Node, attr: Attr, flags: int) -> tuple[Entry, Opened]:
+    def _made_open(self, req: Request, held: HeldFd, node: Node, attr: Attr, flags: int) -> tuple[Entry, Opened]:
         try:
             file = OpenFile(held, node, bool(self._host_flags(flags) & os.O_APPEND))
             self.nodes.lend(node, held)
-            return Entry(attr, node.nodeid), self._opened(file, attr, flags)
+            return Entry(attr, node.nodeid), self._opened(req, file, attr, flags)
         except OSError:
             self.nodes.forget(node.nodeid, 1)
             raise
@@ -208,7 +241,7 @@ class Files(Core):
         if found is None:
             raise stale(parent)
         node = self.nodes.add_nameless(found[1], held)
-        return self._made_open(held, node, found[0], flags)
+        return self._made_open(req, held, node, found[0], flags)
 
     def release(self, req: Request, nodeid: int, fh: int, flags: int, lock_owner: int, flock_unlock: bool) -> None:
         """Close the file. Its BSD lock ends here even if a backing file of the kernel's lives on."""
@@ -249,9 +282,7 @@ class Files(Core):
                 return self._append_rest(fd, data, offset)
             fd = in_place.fd
         if flags & WRITE_KILL_SUIDGID and self.credentials.can_switch:
-            mode = os.fstat(fd).st_mode
-            if mode & SET_ID_BITS:
-                return self.credentials.without_fsetid(req, mode, lambda: os.pwrite(fd, data, offset))
+            return self._killing(req, nodeid, fd, lambda: os.pwrite(fd, data, offset))
         return os.pwrite(fd, data, offset)
 
     def _in_place(self, file: OpenFile) -> HeldFd:
@@ -275,9 +306,15 @@ class Files(Core):
         rest = memoryview(data)[there:]
         return there + os.write(fd, rest) if rest else there
 
-    def _killing(self, req: Request, fd: int, call: Callable[[], T]) -> T:
+    def _killing(self, req: Request, nodeid: int, fd: int, call: Callable[[], T]) -> T:
         """call(), which changes the file's data on behalf of an ordinary user."""
-        return self.credentials.without_fsetid(req, os.fstat(fd).st_mode, call)
+        mode = os.fstat(fd).st_mode
+        if not mode & SET_ID_BITS:
+            return call()
+        result = self.credentials.without_fsetid(req, mode, call)
+        # execve() goes by the mode that the peer has cached.
+        self._attributes_changed(nodeid)
+        return result
 
     def flush(self, req: Request, nodeid: int, fh: int, lock_owner: int) -> None:
         """Drop the POSIX locks of whoever closed the file."""
@@ -294,7 +331,7 @@ class Files(Core):
         """fallocate(2) with whatever modes the host's filesystem has."""
         fd = self._file(fh).ref.fd
         if req.uid:
-            self._killing(req, fd, lambda: syscalls.fallocate(fd, mode, offset, length))
+            self._killing(req, nodeid, fd, lambda: syscalls.fallocate(fd, mode, offset, length))
         else:
             syscalls.fallocate(fd, mode, offset, length)
 
@@ -322,7 +359,12 @@ class Files(Core):
         source, target = self._file(fh_in).ref.fd, self._file(fh_out).ref.fd
         length = min(length, MAX_COPY)
         if req.uid:
-            return self._killing(req, target, lambda: os.copy_file_range(source, target, length, offset_in, offset_out))
+            return self._killing(
+                req,
+                nodeid_out,
+                target,
+                lambda: os.copy_file_range(source, target, length, offset_in, offset_out),
+            )
         return os.copy_file_range(source, target, length, offset_in, offset_out)
 
     def ioctl(
@@ -338,13 +380,16 @@ class Files(Core):
         if cmd == FS_IOC_FSGETXATTR:
             return bytes(fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(FSXATTR_SIZE)))[:out_size]
         if cmd in (FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS):
-            return self._set_flags(req, fd, data)
-        if cmd == FS_IOC_FSSETXATTR:
-            return self._set_fsxattr(req, fd, data)
-        raise OSError(errno.ENOTTY, f"ioctl {cmd:#x} is not passed on")
+            self._set_flags(req, fd, data)
+        elif cmd == FS_IOC_FSSETXATTR:
+            self._set_fsxattr(req, fd, data)
+        else:
+            raise OSError(errno.ENOTTY, f"ioctl {cmd:#x} is not passed on")
+        self._attributes_changed(nodeid)
+        return 0
 
     @staticmethod
-    def _set_flags(req: Request, fd: int, data: bytes) -> int:
+    def _set_flags(req: Request, fd: int, data: bytes) -> None:
         if len(data) < FLAGS_SIZE:
             raise OSError(errno.EINVAL, f"{len(data)} bytes of flags")
         wanted = struct.unpack_from("=I", data)[0]
@@ -352,10 +397,9 @@ class Files(Core):
         if req.uid and (wanted ^ now) & PRIVILEGED_FLAGS:
             raise PermissionError(errno.EPERM, "only root changes the immutable and append-only flags")
         fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=I4x", wanted))
-        return 0
 
     @staticmethod
-    def _set_fsxattr(req: Request, fd: int, data: bytes) -> int:
+    def _set_fsxattr(req: Request, fd: int, data: bytes) -> None:
         if len(data) < FSXATTR_SIZE:
             raise OSError(errno.EINVAL, f"{len(data)} bytes of fsxattr")
         wanted = struct.unpack_from("=I", data)[0]
@@ -363,7 +407,6 @@ class Files(Core):
         if req.uid and (wanted ^ now) & PRIVILEGED_XFLAGS:
             raise PermissionError(errno.EPERM, "only root changes the immutable and append-only flags")
         fcntl.ioctl(fd, FS_IOC_FSSETXATTR, data[:FSXATTR_SIZE])
-        return 0
 
     # -- locks --------------------------------------------------------------------------------------------------------
 

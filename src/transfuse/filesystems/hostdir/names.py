@@ -97,11 +97,16 @@ class Names(Core):
 
     def _doom(self, ref: HeldFd, name: bytes) -> Doomed | None:
         """Before `name` is removed: if the peer knows the inode, get hold of it. One open and one statx."""
-        try:
-            fd = HeldFd(self._open(name, O_PATH_FLAGS, ref.fd))
-        except FileNotFoundError:
-            return None
-        found = self.probe(fd.fd, b"")
+        grasped = None if self.grasp is None else self.grasp(ref.fd, name)
+        found: tuple[Attr, Key] | None
+        if grasped is not None:
+            fd, found = HeldFd(grasped[0]), grasped[1]
+        else:
+            try:
+                fd = HeldFd(self._open(name, O_PATH_FLAGS, ref.fd))
+            except FileNotFoundError:
+                return None
+            found = self.probe(fd.fd, b"")
         if found is None:
             return None
         attr, key = found

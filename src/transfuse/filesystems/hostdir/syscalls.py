@@ -19,18 +19,28 @@ from collections.abc import Callable
 
 from transfuse.fs.values import Attr, DirEntry
 
+try:
+    from transfuse._native.probe import Probe as _NativeProbe
+except ImportError:
+    _NativeProbe = None  # type: ignore[assignment, misc]  # the plain form: ctypes and struct below
+
 __all__ = [
     "KIND_SHIFT",
     "PROC_FD",
     "Key",
+    "Grasp",
+    "Opener",
     "Probe",
     "chmod_fd",
     "chown_fd",
     "fallocate",
     "link_fd",
     "list_directory",
+    "make_plain_probe",
     "make_probe",
     "open_handle",
+    "proc_fd",
+    "quick_steps",
     "rename",
     "reopen",
     "set_fs_gid",
@@ -46,6 +56,8 @@ __all__ = [
 Key = int | tuple[int, int]
 """What tells one inode from every other that ever had its number: see `make_probe`."""
 Probe = Callable[[int, bytes], "tuple[Attr, Key] | None"]
+Grasp = Callable[[int, bytes], "tuple[int, tuple[Attr, Key]] | None"]
+Opener = Callable[[int, bytes, Key, int, int], "tuple[int, Attr] | None"]
 
 PROC_FD = b"/proc/self/fd/%d"
 
@@ -112,6 +124,13 @@ def make_probe(device: int) -> Probe:
     of birth makes a file that got the number of a deleted one a different file; where a filesystem does not record it,
     such a file is taken for the old one until the peer has forgotten that, if it has the same type.
     """
+    if _NativeProbe is not None:
+        return _NativeProbe(os.major(device), os.minor(device))
+    return make_plain_probe(device)
+
+
+def make_plain_probe(device: int) -> Probe:
+    """make_probe() where nothing is compiled, and what the compiled one is compared with."""
     major, minor = os.major(device), os.minor(device)
     buffers, call, unpack, new = _buffers, _statx, _STATX.unpack_from, Attr.__new__
     flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
@@ -159,6 +178,13 @@ def make_probe(device: int) -> Probe:
     return probe
 
 
+def quick_steps(probe: Probe) -> tuple[Grasp | None, Opener | None]:
+    """The compiled `grasp` and `open` of _native.probe that go with `probe`, if there are any."""
+    if _NativeProbe is not None and isinstance(probe, _NativeProbe):
+        return probe.grasp, probe.open
+    return None, None
+
+
 def take_handle(fd: int, name: bytes) -> bytes | None:
     """The file handle of `name` in `fd` (b"": of `fd` itself), or None where the filesystem has none."""
     buffer = _buffers.handle
@@ -176,9 +202,43 @@ def open_handle(mount_fd: int, handle: bytes, flags: int) -> int:
     return fd
 
 
+class _ProcFd:
+    """/proc/self/fd, held open: opening through it saves a microsecond of walking there every time.
+
+    It shows the fds of the process that opened it, so a forked child needs its own.
+    """
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.open()
+
+    def open(self) -> None:
+        try:
+            self.fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:  # no /proc here: reopen() will say so if it is needed
+            self.fd = -1
+
+    def forked(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.open()
+
+
+_proc = _ProcFd()
+os.register_at_fork(after_in_child=_proc.forked)
+
+
+def proc_fd() -> int:
+    """An fd of this process's /proc/self/fd, -1 where that cannot be had. It stays open while the process lives."""
+    return _proc.fd
+
+
 def reopen(fd: int, flags: int) -> int:
     """Open once more what `fd`, possibly an O_PATH one, stands for. No name is looked up."""
-    return os.open(PROC_FD % fd, flags | os.O_CLOEXEC)
+    held = proc_fd()
+    if held < 0:
+        return os.open(PROC_FD % fd, flags | os.O_CLOEXEC)
+    return os.open(b"%d" % fd, flags | os.O_CLOEXEC, dir_fd=held)
 
 
 def rename(fd: int, name: bytes, newfd: int, newname: bytes, flags: int) -> None:

@@ -163,11 +163,11 @@ class Attributes(State):
             return value
 
     def listxattr(self, req: Request, nodeid: int) -> Sequence[bytes]:
-        """trusted.* is shown to root only (when permissions are checked here)."""
+        """trusted.* is shown to root only, which a kernel in front leaves to the filesystem."""
         with self._lock:
             inode = self._inode(nodeid)
             names = list(inode.xattrs or ())
-            if self.check_permissions and req.uid != 0:
+            if req.uid != 0:
                 names = [name for name in names if not name.startswith(b"trusted.")]
             if inode.acl is not None:
                 names.append(ACCESS_XATTR)

@@ -153,7 +153,7 @@ class Files(State):
             raise error(errno.EISDIR if inode.children is not None else errno.EINVAL)
         with self._lock:
             found = data.read(size, offset)
-            if inode.atime_ns <= inode.mtime_ns or inode.atime_ns <= inode.ctime_ns:
+            if not handle.noatime and (inode.atime_ns <= inode.mtime_ns or inode.atime_ns <= inode.ctime_ns):
                 inode.atime_ns = self._clock()
         return found
 
@@ -303,6 +303,7 @@ class Files(State):
                 raise error(errno.EPERM)
             inode.flags = new
             inode.touch_ctime(self._clock())
+        self._attributes_changed(inode)
 
     def poll(self, req: Request, nodeid: int, fh: int, events: int, handle: int | None) -> int:
         """A regular file is always ready."""

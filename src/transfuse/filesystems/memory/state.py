@@ -48,7 +48,7 @@ def error(number: int, text: str = "") -> OSError:
 class Handle:
     """An open file or directory."""
 
-    __slots__ = ("append", "inode", "lock_owners", "readable", "writable")
+    __slots__ = ("append", "inode", "lock_owners", "noatime", "readable", "writable")
 
     def __init__(self, inode: Inode, flags: int) -> None:
         mode = flags & 3
@@ -56,6 +56,7 @@ class Handle:
         self.readable = mode != 1
         self.writable = mode in (1, 2)
         self.append = bool(flags & 0o2000)
+        self.noatime = bool(flags & 0o1000000)
         self.lock_owners: set[int] | None = None
         """Who took POSIX locks through this handle, and has not flushed it since."""
 
@@ -93,6 +94,7 @@ class State(Filesystem):
         self._order = "<"
         """Byte order of the peer, for what travels inside ioctls."""
         self._writeback = False
+        self._notify: Any = None
         root = self._new_inode(stat.S_IFDIR | root_mode & 0o7777, root_uid, root_gid)
         root.parent = root
         root.nlink = 2
@@ -103,6 +105,7 @@ class State(Filesystem):
         """Note what the peer is like."""
         self._order = connection.order
         self._writeback = connection.features.writeback_cache
+        self._notify = connection.notify
 
     def destroyed(self) -> None:
         """Everything that only the peer kept alive goes."""
@@ -110,9 +113,22 @@ class State(Filesystem):
             self._handles.clear()
             self._locks.clear()
             self._writeback = False
+            self._notify = None
             for inode in list(self._inodes.values()):
                 inode.opens = inode.nlookup = 0
                 self._settle(inode)
+
+    def _attributes_changed(self, inode: Inode) -> None:
+        """Have the peer ask anew, after something whose reply tells it nothing of mode or ctime.
+
+        Attributes alone (offset -1) take no lock of the inode in the kernel (fs/fuse/inode.c, fuse_reverse_inval_inode),
+        so this is safe from inside a request about it.
+        """
+        if self._notify is not None:
+            try:
+                self._notify.inval_inode(inode.ino, -1)
+            except OSError as reason:  # the peer goes on with what it has until the timeout
+                _log.debug("inode %d: attributes not invalidated: %s", inode.ino, reason)
 
     # -- inodes and accounts -------------------------------------------------------------------------------------------
 
@@ -234,6 +250,8 @@ class State(Filesystem):
         """The content or the owner changed: privileges given to the old file end."""
         if inode.mode & (stat.S_ISUID | stat.S_ISGID):
             inode.kill_suidgid(req.uid == 0 or self._in_group(req, inode.gid))
+            # execve() goes by the mode that the peer has cached.
+            self._attributes_changed(inode)
 
     def _need(self, req: Request, inode: Inode, want: int) -> None:
         if self.check_permissions and not self._allowed(req, inode, want):

@@ -30,8 +30,8 @@ from transfuse.transports.stream import StreamClientTransport, StreamTransport
 __all__ = ["TRANSPORTS", "Place", "place", "why_not"]
 
 TRANSPORTS = ("direct", "memory", "stream", "dev_fuse")
-RELEASE_S = 2.0
-"""How long the RELEASEs of a mount may take to arrive once everything is closed."""
+SETTLE_S = 2.0
+"""How long FORGETs and RELEASEs may take to arrive once everything is closed."""
 MOUNT_OPTIONS = ("default_permissions", "allow_other")
 
 
@@ -91,10 +91,18 @@ def _direct(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str])
     ledger.destroyed()
 
 
-def _give_back(client: Client) -> None:
+def _settle(pending: Callable[[], int]) -> None:
+    """Wait, not for ever, for what the peer has sent and nobody answers: it may be overtaken by the end."""
+    deadline = time.monotonic() + SETTLE_S
+    while pending() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def _give_back(client: Client, ledger: Ledger) -> None:
     """Have the client forget all nodes; those in tracebacks of expected exceptions need the collector first."""
     gc.collect()
     client.drop_caches()
+    _settle(ledger.held_lookups)
 
 
 @contextmanager
@@ -102,7 +110,7 @@ def _memory(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str])
     transport = MemoryTransport()
     with Server(ledger, transport, on_bug=on_bug), Client(transport.client) as client:
         yield ClientVolume(client)
-        _give_back(client)
+        _give_back(client, ledger)
 
 
 @contextmanager
@@ -110,7 +118,7 @@ def _stream(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str])
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with Server(ledger, StreamTransport(theirs), on_bug=on_bug), Client(StreamClientTransport(ours)) as client:
         yield ClientVolume(client)
-        _give_back(client)
+        _give_back(client, ledger)
 
 
 @contextmanager
@@ -120,9 +128,7 @@ def _dev_fuse(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str
         with mount(ledger, mountpoint, options, on_bug=on_bug):
             yield OsVolume(mountpoint)
             # close(2) does not wait for RELEASE, and what is on its way when Linux unmounts is dropped.
-            deadline = time.monotonic() + RELEASE_S
-            while ledger.open_handles() and time.monotonic() < deadline:
-                time.sleep(0.002)
+            _settle(ledger.open_handles)
     finally:
         os.rmdir(mountpoint)
 

@@ -74,6 +74,12 @@ class Conformance:
         """A new filesystem; `tmp_path` is an empty folder for whatever it needs."""
         raise TypeError(f"{type(self).__name__} does not say what to try: it has no make_filesystem()")
 
+    def close_filesystem(self, filesystem: Filesystem | PathFilesystem) -> None:
+        """Let go of what the filesystem itself holds (its source, say): by its close(), if it has one."""
+        close = getattr(filesystem, "close", None)
+        if callable(close):
+            close()
+
     def expected(self) -> Tree:
         """What the filesystem holds at first: nested dicts of bytes, str, Symlink (as for TreeFilesystem)."""
         return {}
@@ -106,9 +112,11 @@ class Conformance:
         with place(transport, filesystem, tmp_path, self.mount_options) as found:
             missing = self._missing(request.function, found)
             if missing:
+                self.close_filesystem(filesystem)
                 pytest.skip(f"the filesystem has no {', no '.join(missing)}")
             self.populate(found.volume)
             yield found
+        self.close_filesystem(filesystem)
         self._check_leftovers(found, before)
 
     @staticmethod
