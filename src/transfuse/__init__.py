@@ -1,4 +1,8 @@
-"""transfuse: filesystems in user space, across every boundary. Both ends of the FUSE protocol and every wire between."""
+"""transfuse: filesystems in user space, across every boundary.
+
+Both ends of the FUSE protocol, and every wire between. What a filesystem author needs, and whoever mounts or serves
+one, is here; the client is `transfuse.client`, test equipment is `transfuse.testing`.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,18 @@ from transfuse._native import loader as _loader
 COMPILED = _loader.install()
 """Names of the modules that run in compiled form; empty in the plain form."""
 
-from transfuse.errors import FilesystemCorrupted, LocalProtocolError, ProtocolError, RemoteProtocolError
-from transfuse.fs.base import Filesystem
-from transfuse.fs.request import Request
-from transfuse.fs.values import (
+# The loader comes first: it decides in which form everything below is imported.
+from transfuse.errors import (  # noqa: E402
+    FilesystemCorrupted,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+)
+from transfuse.fs.base import Filesystem  # noqa: E402
+from transfuse.fs.path import PathFilesystem  # noqa: E402
+from transfuse.fs.request import Request  # noqa: E402
+from transfuse.fs.tree import TreeFilesystem  # noqa: E402
+from transfuse.fs.values import (  # noqa: E402
     ROOT_ID,
     Attr,
     AttrChanges,
@@ -23,6 +35,32 @@ from transfuse.fs.values import (
     Opened,
     Statfs,
 )
-from transfuse.server import Mount, Server, mount
+from transfuse.server import Mount, Server, mount  # noqa: E402
 
-__version__ = "0.1.0"
+__all__ = [
+    "COMPILED",
+    "ROOT_ID",
+    "Attr",
+    "AttrChanges",
+    "DirEntry",
+    "Entry",
+    "Features",
+    "FileRange",
+    "Filesystem",
+    "FilesystemCorrupted",
+    "IoctlResult",
+    "LocalProtocolError",
+    "Lock",
+    "Mount",
+    "Opened",
+    "PathFilesystem",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "Request",
+    "Server",
+    "Statfs",
+    "TreeFilesystem",
+    "mount",
+]
+
+__version__ = "0.1.0.dev0"

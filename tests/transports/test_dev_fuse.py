@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from transfuse import Attr, DirEntry, Entry, Filesystem, FileRange, Opened, Server, mount
+from transfuse import Attr, DirEntry, Entry, FileRange, Filesystem, Opened, Server, mount
 from transfuse.transports import dev_fuse
 from transfuse.transports.dev_fuse import DevFuse
 from transfuse.transports.mount import attach, open_device, parse_options

@@ -153,7 +153,7 @@ class Core(Filesystem):
     def _attributes_changed(self, nodeid: int) -> None:
         """Have the peer ask anew, after something whose reply tells it nothing of mode or ctime.
 
-        Attributes alone (offset -1) take no lock of the inode in the kernel (fs/fuse/inode.c, fuse_reverse_inval_inode),
+        Attributes alone (offset -1) take no inode lock in the kernel (fs/fuse/inode.c, fuse_reverse_inval_inode),
         so this is safe from inside a request about it.
         """
         if self._notify is not None:

@@ -121,7 +121,7 @@ class State(Filesystem):
     def _attributes_changed(self, inode: Inode) -> None:
         """Have the peer ask anew, after something whose reply tells it nothing of mode or ctime.
 
-        Attributes alone (offset -1) take no lock of the inode in the kernel (fs/fuse/inode.c, fuse_reverse_inval_inode),
+        Attributes alone (offset -1) take no inode lock in the kernel (fs/fuse/inode.c, fuse_reverse_inval_inode),
         so this is safe from inside a request about it.
         """
         if self._notify is not None:

@@ -75,10 +75,11 @@ def open_and_attach(
 ) -> Mounted:
     """Get a /dev/fuse descriptor and mount it on `mountpoint`; the result's `device_fd` is the caller's to close.
 
-    `before_mount(fd)` is called at most once, right before the superblock is made with "fsmount" and "mount" (what the
-    kernel refuses before that never gets there), and right after the mount with "fusermount3" (whose descriptor arrives mounted: FUSE_DEV_IOC_SYNC_INIT then says EINVAL). Once it has returned,
-    `fd` belongs to the caller whatever happens: when the mount then fails the caller ends its threads and closes it.
-    In all other failures it is closed here. With `options.fd` that descriptor is used and never closed here.
+    `before_mount(fd)` is called at most once: right before the superblock is made with "fsmount" and "mount" (what the
+    kernel refuses earlier never gets there), and right after the mount with "fusermount3" (whose descriptor arrives
+    mounted: FUSE_DEV_IOC_SYNC_INIT then says EINVAL). Once it has returned, `fd` belongs to the caller whatever
+    happens: when the mount then fails the caller ends its threads and closes it. In all other failures it is closed
+    here. With `options.fd` that descriptor is used and never closed here.
 
     Raises MountError (see its fields) and MountOptionError.
     """
