@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 
 from session.peers import Peer, Tree
+from transfuse.fs.backing import BackingFile
 from transfuse.fs.request import Request
 from transfuse.fs.values import Attr, Entry, Features, Opened
 from transfuse.session.negotiate import Limits
@@ -174,3 +176,19 @@ def test_release_of_what_is_not_open_is_nothing() -> None:
     table.opened(2, None)
     table.released(2)
     table.released(2)
+
+
+def test_backing_file_with_something_around_it_is_registered_inside() -> None:
+    seen: list[str] = []
+
+    def around(register: Callable[[int], int], fd: int) -> int:
+        seen.append("before")
+        return register(fd)
+
+    def register(fd: int) -> int:
+        seen.append(f"register {fd}")
+        return 9
+
+    table = PassthroughTable(register, lambda backing_id: None)
+    assert table.opened(2, BackingFile(33, around)) == 9
+    assert seen == ["before", "register 33"]

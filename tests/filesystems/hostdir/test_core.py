@@ -408,7 +408,7 @@ def test_renames_and_walks_at_once_lose_nothing(served: Served) -> None:
 
 
 def test_mounted_tells_whether_the_kernel_takes_backing_files(served: Served) -> None:
-    served.fs.mounted(SimpleNamespace(features=Features(passthrough=False)))
+    served.fs.mounted(SimpleNamespace(features=Features(passthrough=False), notify=None))
     assert not served.fs.passed_through
 
 
