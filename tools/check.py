@@ -58,16 +58,16 @@ class Run:
         self.results.append((name, "FAILED" if status else "ok", time.monotonic() - start, remark))
         return status == 0
 
-    def pytest(self, name: str, python: Path, args: list[str], native: str) -> bool:
+    def pytest(self, name: str, python: Path, args: list[str], native: str, *, spread: bool = True) -> bool:
         report = self.folder / f"{len(self.skip_files)}.jsonl"
         self.skip_files[name] = report
-        # One process per core: half of a test's time is waiting for kernels, children and timeouts.
-        spread = ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"]
+        command = [str(python), "-m", "pytest", "-q", "--skip-report", str(report)]
         # A test that fails once and passes at once afterwards met the machine's load (timeouts, the order of the
         # kernel's background work); it is counted as "rerun" in the last line, and two failures are a failure.
-        spread += ["--reruns", "1"]
-        command = [str(python), "-m", "pytest", "-q", *spread, "--skip-report", str(report), *args]
-        return self.step(name, command, {"TRANSFUSE_NATIVE": native}, SUITE_LIMIT_S)
+        command += ["--reruns", "1"]
+        if spread:
+            command += ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"]
+        return self.step(name, [*command, *args], {"TRANSFUSE_NATIVE": native}, SUITE_LIMIT_S)
 
     def skip(self, name: str, why: str, *, fatal: bool = False) -> None:
         self.results.append((name, "FAILED" if fatal else "skipped", 0.0, why))
@@ -183,7 +183,10 @@ def main() -> int:
             native = build_native(run, python, "this Python")
         if "compiled" in steps:
             form = "compiled form" if native == "require" else "plain form, for want of a compiled one"
-            run.pytest(f"all tests, {form}", python, options.pytest_args, native)
+            run.pytest(f"tests without interop, {form}", python, ["-m", "not interop", *options.pytest_args], native)
+            # One after the other: mounts, fusectl, the kernel's caches and log belong to the whole machine.
+            interop = ["-m", "interop", *options.pytest_args]
+            run.pytest(f"interop, {form}", python, interop, native, spread=False)
         if "plain" in steps:
             cover = ["--cov", "--cov-report=term"]
             run.pytest(
