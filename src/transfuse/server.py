@@ -245,7 +245,7 @@ class Mount:
 
     def _detach(self) -> None:
         try:
-            self.mounted.umount(lazy=True)
+            self.mounted.umount(lazy=True, force=self.mounted.method != "fusermount3")
         except OSError as error:
             log.debug("lazy umount: %s", error)
         if not self.server.wait(0.2):

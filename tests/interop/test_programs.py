@@ -40,5 +40,10 @@ def mounted_dir(mount: Mounted, request: pytest.FixtureRequest) -> Iterator[Path
 @pytest.mark.parametrize(
     "program", [pytest.param(each, id=each.name, marks=pytest.mark.needs(*each.needs)) for each in PROGRAMS]
 )
-def test_program_does_its_work(program: Program, mounted_dir: Path, tmp_path: Path) -> None:
+def test_program_does_its_work(
+    program: Program, mounted_dir: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if program.name == "stress_seek" and "writeback" in request.node.name:
+        # fs/fuse/file.c, fuse_lseek: the server is asked about data that the kernel still keeps from it.
+        pytest.skip("kernel has no SEEK_DATA for data that is not written back")
     program.function(mounted_dir, tmp_path)

@@ -63,8 +63,10 @@ class Mounted:
         key = (ours.mount_id, ours.dev, ours.mountpoint, ours.fstype, ours.source)
         return any((m.mount_id, m.dev, m.mountpoint, m.fstype, m.source) == key for m in mountinfo.mounts())
 
-    def umount(self, lazy: bool = False) -> None:
+    def umount(self, lazy: bool = False, force: bool = False) -> None:
         """End the mount; nothing happens when it has ended already. Raises MountError (EBUSY: files are open in it).
+
+        `force` (not by fusermount3) also breaks the connection at once, which needs no fusectl.
 
         Dirty pages are written back by the server first, unless `lazy`, so somebody must still be serving then.
         """
@@ -78,7 +80,7 @@ class Mounted:
                     text="another mount covers it",
                     hint="unmount that first",
                 )
-            umount(self.mountpoint, lazy=lazy)
+            umount(self.mountpoint, lazy=lazy, force=force)
         self.release()
 
     def release(self) -> None:
