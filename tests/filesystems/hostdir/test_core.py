@@ -4,9 +4,9 @@ import errno
 import gc
 import os
 import random
-import sys
 import resource
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
