@@ -1,0 +1,20 @@
+"""The public conformance suite over a host directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from transfuse.filesystems.hostdir import HostDirectory
+from transfuse.testing import conformance
+
+
+@pytest.mark.needs("root")
+class TestHostDirectoryConforms(conformance.ReadWrite):
+    """Whoever asks, files are made as root asks for them: as root."""
+
+    def make_filesystem(self, tmp_path: Path) -> HostDirectory:
+        source = tmp_path / "source"
+        source.mkdir()
+        return HostDirectory(source)
