@@ -16,14 +16,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # compiled form's switch and hand-written parts: any unit may ask it, it may know only what carries bytes.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "quiet": set(),
     "_native": {"errors", "wire"},
     "wire": {"errors"},
     "arch": {"errors", "wire"},
     "fs": {"errors"},
-    "session": {"errors", "wire", "arch", "fs"},
-    "transports": {"errors", "wire", "arch"},
+    "session": {"errors", "quiet", "wire", "arch", "fs"},
+    "transports": {"errors", "quiet", "wire", "arch"},
     "filesystems": {"errors", "fs", "wire.layout"},
-    "client": {"errors", "wire", "arch", "fs", "session", "transports"},
+    "client": {"errors", "quiet", "wire", "arch", "fs", "session", "transports"},
     "executor": set(),
     "workers": {"transports"},
     "server": {"errors", "wire", "arch", "fs", "session", "transports", "executor", "workers"},
@@ -35,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 SEES_ENVIRONMENT = {"cli", "__main__"}
 SEES_ENVIRONMENT_MODULES = {"transfuse._native.loader"}
-NO_CLOCK = {"errors", "wire", "arch", "fs", "session"}
+NO_CLOCK = {"errors", "quiet", "wire", "arch", "fs", "session"}
 CLOCKS = {"time", "datetime", "random", "secrets", "uuid"}
 # Module -> why it has no test file of its own.
 NO_TEST_FILE: dict[str, str] = {

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 import errno
 
-__all__ = ["FilesystemCorrupted", "LocalProtocolError", "ProtocolError", "RemoteProtocolError"]
+__all__ = [
+    "FilesystemCorrupted",
+    "LocalProtocolError",
+    "ProtocolError",
+    "QueueStopped",
+    "RemoteProtocolError",
+    "RingError",
+]
 
 
 class ProtocolError(Exception):
@@ -27,8 +34,17 @@ class RemoteProtocolError(ProtocolError):
         self.errno = errno
 
 
+class RingError(RemoteProtocolError):
+    """A virtqueue, or the memory it lies in, is not as the virtio specification allows. The queue is broken until it is
+    set up anew."""
+
+
 class LocalProtocolError(ProtocolError):
     """This side was asked to send something that the protocol, or what was negotiated, does not allow."""
+
+
+class QueueStopped(LocalProtocolError):
+    """The driver has taken its ring back: nothing of its memory may be written any more."""
 
 
 class FilesystemCorrupted(OSError):

@@ -12,17 +12,19 @@ import atexit
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from transfuse.errors import RemoteProtocolError
 from transfuse.executor import ThreadedExecutor
 from transfuse.fs.base import Filesystem
 from transfuse.session.negotiate import Connection, Limits
 from transfuse.session.notify import Notifier
-from transfuse.session.server import BugHandler, ServerSession, log_bug
-from transfuse.transports.base import Channel, Handler, ServerTransport
+from transfuse.session.server import BugHandler, ServerSession
+from transfuse.transports.base import Channel, Handler, SelfServing, ServerTransport
 from transfuse.transports.dev_fuse import DevFuse, sync_init
 from transfuse.transports.mount import Mounted
 from transfuse.transports.mount.attach import Method, open_and_attach
@@ -52,6 +54,7 @@ class Server:
 
     `default_permissions`: the peer's kernel checks mode bits (what the mount was told). `owner`: only this uid and root
     may use it (the mount option allow_root). `trace` is called with one line for every request, reply and notification.
+    `executor` is for servers of one filesystem whose methods are coroutines, and must outlive them (see fs.shared).
     """
 
     def __init__(
@@ -62,20 +65,35 @@ class Server:
         workers: int = DEFAULT_WORKERS,
         default_permissions: bool = False,
         owner: int | None = None,
-        on_bug: BugHandler = log_bug,
+        on_bug: BugHandler | None = None,
         trace: Callable[[str], None] | None = None,
+        executor: ThreadedExecutor | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers={workers}: at least one is needed")
         self.filesystem = filesystem if isinstance(filesystem, Filesystem) else filesystem.as_filesystem()
         self.transport = transport
         self.workers = workers
-        self.executor = ThreadedExecutor()
+        self.executor = executor or ThreadedExecutor()
+        self._own_executor = executor is None
+        self._self_serving = transport if isinstance(transport, SelfServing) else None
         limits = Limits(
             transport.max_write, transport.can_pass_through, transport.can_notify, default_permissions, owner
         )
-        self.session = ServerSession(self.filesystem, transport, self.executor, limits, on_bug=on_bug)
+        if self._self_serving is not None:
+            checked = default_permissions or self._self_serving.checks_permissions
+            limits = replace(limits, default_permissions=checked, window=self._self_serving.window)
+        self.session = ServerSession(
+            self.filesystem,
+            transport,
+            self.executor,
+            limits,
+            reinit=self._self_serving is not None,
+            on_bug=on_bug,
+            clock=time.monotonic,
+        )
         self._handle: Handler = self.session.handle
+        self._traced = trace is not None
         if trace is not None:  # the hot path knows nothing of it
             self._handle = traced(self.session.handle, trace)
             self.session.host = _TracedHost(transport, trace)
@@ -104,6 +122,12 @@ class Server:
 
     def start(self) -> Self:
         """Begin to serve; returns at once."""
+        if self._self_serving is not None:
+            undelivered, connected = self.session.undelivered, self._connected.set
+            self._self_serving.attach(
+                self.session, self._handle, undelivered, connected, self._end, detached=not self._traced
+            )
+            return self
         self.transport.bind(self._handle_first, self.session.undelivered)
         self.pool.start()
         return self
@@ -141,7 +165,7 @@ class Server:
 
     def wait_connected(self, timeout_s: float | None = CONNECT_TIMEOUT_S) -> bool:
         """Wait until INIT was answered; False when the time is up or the peer went away first."""
-        if self.pool.workers:
+        if self.pool.workers or self._self_serving is not None:
             self._connected.wait(timeout_s)
         return self.session.connection is not None
 
@@ -162,7 +186,8 @@ class Server:
         self.pool.close(JOIN_TIMEOUT_S)
         if not self._finished.is_set() and not any(worker.thread.is_alive() for worker in self.pool.workers):
             self._end()
-        self.executor.close()
+        if self._own_executor:
+            self.executor.close()
         return self._finished.is_set()
 
     def __enter__(self) -> Self:
@@ -178,6 +203,7 @@ class _TracedHost:
     """The transport as a session's host, with a line for each notification."""
 
     def __init__(self, transport: ServerTransport, trace: Callable[[str], None]) -> None:
+        self._transport = transport
         self.register_backing = transport.register_backing
         self.unregister_backing = transport.unregister_backing
         self.groups_of = transport.groups_of
@@ -187,6 +213,9 @@ class _TracedHost:
     def notify(self, message: list[Buffer]) -> None:
         self._trace(show_message(message))
         self._notify(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)  # what not every transport has
 
 
 class Mount:
@@ -273,7 +302,7 @@ def mount(
     *,
     workers: int = DEFAULT_WORKERS,
     method: Method = "auto",
-    on_bug: BugHandler = log_bug,
+    on_bug: BugHandler | None = None,
     trace: Callable[[str], None] | None = None,
     before_serving: Callable[[], None] | None = None,
 ) -> Mount:

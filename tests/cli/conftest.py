@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import transfuse.filesystems.hostdir  # noqa: F401  it opens an fd for the life of the process when it is imported
 from cli.runs import Cli, is_mounted
 from transfuse.transports.mount.umount import umount
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,18 +72,25 @@ def wait_until(what: object, limit_s: float = 10.0) -> bool:
     return True
 
 
+def foreground(
+    *words: object, env: dict[str, str] | None = None
+) -> AbstractContextManager[tuple[subprocess.Popen[str], str]]:
+    """`transfuse mount ... -f`: the process and its line. It is ended at the end if it still runs."""
+    return started("mount", *words, "-f", env=env)
+
+
 @contextmanager
-def foreground(*words: object, env: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`transfuse mount ... -f`: the process and its line. It is killed at the end if it still runs."""
+def started(*words: object, env: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A command that says one line when it is ready: the process and its line. It is ended at the end if it runs."""
     process = subprocess.Popen(
-        command("mount", *words, "-f"),
+        command(*words),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env or environment(),
     )  # fmt: skip
     try:
         assert process.stdout is not None and process.stderr is not None
         line = process.stdout.readline()
         if not line:
-            raise AssertionError(f"no mount: {process.stderr.read()}")
+            raise AssertionError(f"{words[0]} did not start: {process.stderr.read()}")
         yield process, line
     finally:
         if process.poll() is None:

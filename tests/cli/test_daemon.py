@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cli.runs import environment
-from transfuse.cli.daemon import StopSignals, notify_service_manager, set_up_logging
+from transfuse.cli.daemon import Ready, StopSignals, notify_service_manager, run_service, set_up_logging
 from transfuse.cli.errors import CommandError
 
 IN_BACKGROUND = """
@@ -187,3 +187,45 @@ def test_foreground_shows_warnings_only_unless_debugging(
     set_up_logging(debug=True, log_file=None, background=False)
     log.debug("small")
     assert capsys.readouterr().err == "transfuse: transfuse: small\n"
+
+
+# -- a service --
+
+
+def test_service_that_can_not_be_made_is_one_line_and_its_code(
+    log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make() -> int:
+        raise CommandError("it", "is broken", "mend it", 7)
+
+    def serve(made: int, ready: Ready) -> int:
+        pytest.fail("served all the same")
+
+    assert run_service(make, serve, background=False, debug=False, log_file=None, failed=32) == 7
+    assert capsys.readouterr().err == "transfuse: it: is broken; mend it\n"
+
+
+def test_service_gets_what_was_made_and_gives_its_code(log: logging.Logger) -> None:
+    def serve(made: str, ready: Ready) -> int:
+        return len(made)
+
+    assert run_service(lambda: "made", serve, background=False, debug=False, log_file=None, failed=32) == 4
+
+
+SERVICE = """
+import os, sys
+from pathlib import Path
+from transfuse.cli.daemon import run_service
+def serve(made, ready):
+    Path(made, "seen").write_text(f"{made} {os.getcwd()}")
+    return 0
+sys.exit(run_service(os.getcwd, serve, background=True, debug=False, log_file="log", failed=32))
+"""
+
+
+def test_service_in_the_background_is_made_where_the_caller_stands_and_serves_in_the_root(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", SERVICE]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20, env=environment(), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "seen").read_text() == f"{tmp_path} /"
+    assert (tmp_path / "log").exists()

@@ -7,7 +7,7 @@ import pytest
 
 from cli.runs import Cli
 from transfuse.cli import demo
-from transfuse.cli.copy import Local
+from transfuse.cli.sides import Local
 from transfuse.transports.mount.errors import MountError
 
 

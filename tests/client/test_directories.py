@@ -15,6 +15,7 @@ from transfuse.fs.values import Attr
 from transfuse.session.client import DEFAULT_FLAGS
 from transfuse.testing import ScriptedPeer
 from transfuse.wire import flags as f
+from transfuse.wire import structs as w
 from transfuse.wire.opcodes import Opcode
 
 
@@ -207,3 +208,11 @@ def test_a_listing_dropped_without_close_is_released_with_the_next_request(peer:
     released(peer)
     peer.expect(Opcode.LOOKUP).reply_error(errno.ENOENT)
     assert not client.exists("/x")
+
+
+def test_a_directory_that_could_not_be_opened_is_not_released(peer: ScriptedPeer, client: Client) -> None:
+    peer.expect(Opcode.OPENDIR).reply_error(errno.EACCES)
+    with pytest.raises(PermissionError):
+        client.listdir("/")
+    peer.expect(Opcode.STATFS).reply(w.StatfsOut())
+    client.statvfs("/")  # with it the release of what nobody closed would go out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import struct
 import threading
 import time
 from typing import Any
@@ -15,6 +16,7 @@ from transfuse.client.exchange import FORGET_BATCH
 from transfuse.errors import RemoteProtocolError
 from transfuse.filesystems.memory import MemoryFilesystem
 from transfuse.fs.values import Attr
+from transfuse.quiet import BURST
 from transfuse.testing import ScriptedPeer, connect
 from transfuse.wire import structs as w
 from transfuse.wire.opcodes import Opcode
@@ -237,3 +239,15 @@ def test_a_view_closes_nothing(peer: ScriptedPeer, client: Client) -> None:
     client.as_user(7).close()
     assert not client.closed
     assert client.creds == Credentials(1000, 100, 42, (7,), 0o022)
+
+
+def test_a_server_full_of_malformed_notifications_gets_a_few_lines(
+    peer: ScriptedPeer, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(500):
+        with pytest.raises(OSError) as caught:
+            peer.send_raw(struct.pack("<IiQ", 17, 2, 0) + b"x")
+        assert caught.value.errno == errno.EINVAL
+    client.close()
+    assert len(caplog.messages) == BURST + 1
+    assert caplog.messages[-1] == f"{500 - BURST} more malformed notifications were not logged"

@@ -66,8 +66,12 @@ class HostPaths(PathFilesystem):
     def symlink(self, req, path, target):
         os.symlink(target, self.at(path))
 
-    def link(self, req, path, newpath):
-        os.link(self.at(path), self.at(newpath), follow_symlinks=False)
+    def link(self, req, path, newpath, fh):
+        if fh:
+            # os.link() asks for AT_SYMLINK_FOLLOW only with a dir_fd.
+            check(libc.linkat(-100, b"/proc/self/fd/%d" % fh, -100, os.fsencode(self.at(newpath)), 0x400))
+        else:
+            os.link(self.at(path), self.at(newpath), follow_symlinks=False)
 
     def unlink(self, req, path):
         os.unlink(self.at(path))
@@ -83,6 +87,9 @@ class HostPaths(PathFilesystem):
 
     def create(self, req, path, mode, umask, flags):
         return self._opened(os.open(self.at(path), flags | os.O_CREAT | os.O_NOFOLLOW, mode))
+
+    def tmpfile(self, req, path, mode, umask, flags):
+        return self._opened(os.open(self.at(path), flags | os.O_TMPFILE, mode))
 
     def read(self, req, path, fh, size, offset):
         return os.pread(fh, size, offset)

@@ -9,7 +9,7 @@ from transfuse.fs.path import PATH_OPERATION_NAMES, PathFilesystem
 from transfuse.fs.values import Attr
 from transfuse.testing.direct import DirectVolume
 
-SAME_PLACE = {"nodeid": "path", "nodeid_in": "path_in", "nodeid_out": "path_out"}
+SAME_PLACE = {"nodeid": "path", "parent": "path", "nodeid_in": "path_in", "nodeid_out": "path_out"}
 
 
 class Smallest(PathFilesystem):
@@ -64,7 +64,7 @@ def test_a_filesystem_without_getattr_is_refused():
 
 
 def test_the_operations_are_those_of_the_inode_layer():
-    assert OPERATION_NAMES - PATH_OPERATION_NAMES == {"lookup", "forget", "tmpfile", "bmap"} & OPERATION_NAMES
+    assert OPERATION_NAMES - PATH_OPERATION_NAMES == {"lookup", "forget", "bmap", "map"} & OPERATION_NAMES
     assert PATH_OPERATION_NAMES - OPERATION_NAMES == {"listdir"}
 
 

@@ -147,3 +147,39 @@ def test_clear_leaves_the_root(nodes):
     nodes.remember(nodes.root, "a", 7, False)
     nodes.clear()
     assert len(nodes) == 1 and nodes.path(nodes.root) == "/"
+
+
+def test_a_file_without_a_name_is_not_found_by_its_number(nodes):
+    node = nodes.add_nameless(7, "/d")
+    assert (nodes.path(node), node.last_path, node.nlookup) == (None, "/d", 1)
+    assert nodes.remember(nodes.root, "a", 7, False) is not node
+
+
+def test_a_file_that_got_its_first_name_is_found_by_its_number(nodes):
+    node = nodes.add_nameless(7, "/")
+    nodes.attach(node, nodes.root, "a")
+    assert (nodes.path(node), node.nlookup) == ("/a", 2)
+    assert nodes.remember(nodes.root, "b", 7, False) is node
+
+
+def test_a_first_name_that_was_taken_changes_hands(nodes):
+    before, node = nodes.remember(nodes.root, "a", 6, False), nodes.add_nameless(7, "/")
+    nodes.attach(node, nodes.root, "a")
+    assert (nodes.path(before), nodes.path(node)) == (None, "/a")
+
+
+def test_an_open_node_outlives_its_lookups(nodes):
+    node = nodes.remember(nodes.root, "a", 7, False)
+    nodes.opened(node, 3, 0)
+    nodes.opened(node, 3, 2)
+    nodes.forget(node.nodeid, 1)
+    nodes.closed(node, 3)
+    assert nodes.open_handles() == [(node, 3, 2)] and nodes.path(node) == "/a"
+    nodes.closed(node, 3)
+    assert nodes.open_handles() == [] and len(nodes) == 1
+
+
+def test_closing_what_is_not_open_is_nothing(nodes):
+    node = nodes.remember(nodes.root, "a", 7, False)
+    nodes.closed(node, 3)
+    assert nodes.get(node.nodeid) is node

@@ -106,6 +106,15 @@ def test_nothing_changes_until_told() -> None:
     assert all(getattr(AttrChanges(), field.name) in (None, False) for field in fields(AttrChanges))
 
 
+@pytest.mark.parametrize("field", [field.name for field in fields(AttrChanges)])
+def test_any_change_but_that_of_ctime_is_one(field: str) -> None:
+    about_changes = ("ctime_ns", "lock_owner", "kill_suidgid")
+    changes = AttrChanges()
+    assert changes.is_empty
+    setattr(changes, field, True if isinstance(getattr(changes, field), bool) else 0)
+    assert changes.is_empty == (field in about_changes)
+
+
 def test_lock_to_the_end() -> None:
     assert Lock.MAX_END == 2**63 - 1
     assert Lock(1, 0, 9) == Lock(1, 0, 9, 0)

@@ -27,7 +27,9 @@ KINDS: dict[str, tuple[str | None, str]] = {
     "hostdir-writeback": (None, "allow_other,suid,dev,writeback"),
     "hostdir-cache-never": (None, "allow_other,suid,dev,cache=never"),
     "hostdir-cache-always": (None, "allow_other,suid,dev,cache=always"),
+    "hostdir-no-open": (None, "allow_other,suid,dev,cache=always,no_open"),
     "memory": ("memory:", "allow_other,suid,dev"),
+    "memory-writeback": ("memory:", "allow_other,suid,dev,writeback"),
 }
 # The ones every program runs on; cache=always is for a directory that nobody else changes, which holds here too.
 PROGRAM_KINDS = ("hostdir", "hostdir-passthrough-off", "hostdir-writeback", "memory")

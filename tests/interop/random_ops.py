@@ -153,7 +153,6 @@ class World:
         fd = self.fd(slot)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
-        os.fsync(fd)  # the kernel's FUSE doesn't write back before it asks a server for SEEK_DATA
         position = os.lseek(fd, 0, os.SEEK_CUR)
         size = os.fstat(fd).st_size
         try:

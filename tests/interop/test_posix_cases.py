@@ -17,15 +17,24 @@ pytestmark = [pytest.mark.interop, pytest.mark.needs("root", "/dev/fuse"), pytes
 _GROUPS = sorted({case.group for case in all_cases()})
 # The kernel's FUSE has no request for these (fs/fuse/file.c refuses the modes before asking the server).
 _NOT_IN_FUSE = {Need.COLLAPSE_RANGE, Need.INSERT_RANGE}
-# A server that takes its clients' locks with open file description locks gets no EDEADLK; fcntl(2) says "may".
-_NOT_PROMISED = {Need.DEADLOCK}
 
 # With write-back the kernel keeps ctime of regular files itself (fs/fuse/inode.c, fuse_get_cache_mask) and does not
 # move it for an ioctl; nothing a server sends changes that.
-_KEPT_BY_THE_KERNEL = {("hostdir-writeback", "ioctl_attrs.setting_flags_moves_ctime")}
+_KEPT_BY_THE_KERNEL = {
+    ("hostdir-writeback", "ioctl_attrs.setting_flags_moves_ctime"),
+    ("memory-writeback", "ioctl_attrs.setting_flags_moves_ctime"),
+    # Without OPEN the server does not hear of O_NOATIME.
+    ("hostdir-no-open", "read_write.reading_with_o_noatime_leaves_atime"),
+}
 
 
-@pytest.fixture(scope="module", params=[*KINDS, pytest.param("native", marks=pytest.mark.soak)])
+_SOAK_KINDS = ("memory-writeback", "native")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(k, marks=pytest.mark.soak if k in _SOAK_KINDS else ()) for k in (*KINDS, "native")],
+)
 def mount(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
     with mounted(request.param, tmp_path_factory.mktemp(request.param)) as result:
         yield result
@@ -67,9 +76,11 @@ def test_mount_has_what_its_source_has(mount: Mounted, as_root: Suite) -> None:
     else:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as place:
             reference = probe(place)
-    allowed = _NOT_IN_FUSE | _NOT_PROMISED
-    if mount.kind == "hostdir-writeback":
-        allowed = allowed | {Need.SEEK_UNSYNCED}
+    allowed = _NOT_IN_FUSE
+    if mount.kind.endswith("-writeback"):
+        allowed = allowed | {Need.SEEK_HOLE}  # the kernel doesn't write back before it asks, so it is told not to ask
+    if mount.kind == "memory-writeback":
+        allowed = allowed | {Need.ATIME}  # what was just written is read from the kernel's pages
     gone = [need for need in lost(reference, as_root.missing) if need not in allowed]
     assert not gone, "\n".join(f"{need.name}: {as_root.missing[need]}" for need in gone)
 

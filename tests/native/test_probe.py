@@ -1,11 +1,10 @@
-"""The compiled statx against the plain one, and the steps that are built on it."""
+"""The compiled statx against the plain one (the steps built on it: tests/filesystems/hostdir/test_steps.py)."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,49 +82,6 @@ def test_both_forms_raise_the_same(tree: int, name: bytes, number: int) -> None:
         with pytest.raises(OSError) as caught:
             probe(tree, name)
         assert caught.value.errno == number
-
-
-def test_grasp_is_an_o_path_fd_and_the_probe(tree: int) -> None:
-    probe = syscalls.make_probe(device_of(tree))
-    grasp, _ = syscalls.quick_steps(probe)
-    assert grasp is not None
-    fd, (attr, key) = grasp(tree, b"link") or pytest.fail("missing")
-    try:
-        found = probe(tree, b"link")
-        assert found is not None and found[1] == key
-        assert stat.S_ISLNK(attr.mode) and stat.S_ISLNK(os.fstat(fd).st_mode)
-    finally:
-        os.close(fd)
-    assert grasp(tree, b"missing") is None
-
-
-@pytest.mark.parametrize("through_proc_fd", [True, False])
-def test_open_gives_a_readable_fd_of_the_same_inode(tree: int, through_proc_fd: bool) -> None:
-    probe = syscalls.make_probe(device_of(tree))
-    _, step = syscalls.quick_steps(probe)
-    found = probe(tree, b"file")
-    assert step is not None and found is not None
-    opened = step(tree, b"file", found[1], os.O_RDONLY, syscalls.proc_fd() if through_proc_fd else -1)
-    assert opened is not None
-    try:
-        assert os.read(opened[0], 10) == b"abc"
-        assert not os.get_inheritable(opened[0])
-        assert opened[1].size == 3
-    finally:
-        os.close(opened[0])
-
-
-def test_open_of_another_inode_or_missing_name_is_none_and_costs_no_fd(tree: int) -> None:
-    probe = syscalls.make_probe(device_of(tree))
-    _, step = syscalls.quick_steps(probe)
-    found = probe(tree, b"file")
-    assert step is not None and found is not None
-    held = syscalls.proc_fd()
-    before = len(os.listdir("/proc/self/fd"))
-    assert step(tree, b"fifo", found[1], os.O_RDONLY, held) is None  # by name this would wait for a writer
-    assert step(tree, b"missing", found[1], os.O_RDONLY, held) is None
-    assert step(tree, b"file", found[1], os.O_RDONLY | os.O_DIRECTORY, held) is None
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_forked_child_opens_its_own_fds(tree: int) -> None:

@@ -308,6 +308,14 @@ def eventually(check: Callable[[], bool], timeout_s: float = 5.0) -> None:
         time.sleep(0.002)
 
 
+def undelivered(peer: Peer, opcode: Opcode, body: Any, **header: Any) -> None:
+    """Have a request answered, and the answer not taken by anybody."""
+    _, raw = peer.build(opcode, body, **header)
+    message = peer.give(raw)
+    assert message is not None
+    peer.session.undelivered(raw, 0, message)
+
+
 __all__ = [
     "ALL_FLAGS",
     "Features",
@@ -319,5 +327,6 @@ __all__ = [
     "Tree",
     "dirents",
     "eventually",
+    "undelivered",
     "valid_requests",
 ]

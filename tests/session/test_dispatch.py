@@ -243,3 +243,18 @@ def test_open_file_of_the_owner_serves_whoever_it_was_given_to() -> None:
 
 def test_everybody_may_in_without_an_owner() -> None:
     assert Peer(Tree()).ask(Opcode.LOOKUP, b"hello.txt\0", uid=1001).errno == 0
+
+
+class Seeking(Tree):
+    features = Features(writeback_cache=True)
+
+    def write(self, req: Request, nodeid: int, fh: int, data: object, offset: int, flags: int) -> int:
+        return 0
+
+    def lseek(self, req: Request, nodeid: int, fh: int, offset: int, whence: int) -> int:
+        return offset
+
+
+@pytest.mark.parametrize(("flags", "number"), [(ALL_FLAGS, errno.ENOSYS), (ALL_FLAGS & ~f.FUSE_WRITEBACK_CACHE, 0)])
+def test_lseek_is_absent_where_the_peer_collects_writes(flags: int, number: int) -> None:
+    assert Peer(Seeking(), flags=flags).ask(Opcode.LSEEK, w.LseekIn(whence=3)).errno == number

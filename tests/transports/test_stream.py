@@ -18,7 +18,9 @@ from transfuse.client import Client
 from transfuse.filesystems.memory import MemoryFilesystem
 from transfuse.fs.base import Filesystem
 from transfuse.fs.request import Request
+from transfuse.fs.shared import Shared
 from transfuse.fs.values import Attr, Entry, FileRange
+from transfuse.quiet import BURST
 from transfuse.server import Server
 from transfuse.transports.stream import StreamClientTransport, StreamListener, StreamTransport
 from transfuse.wire.encode import RangeReply
@@ -47,10 +49,11 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_one_packet_is_one_request(pair: Pair) -> None:
     transport, theirs = pair
-    theirs.send(b"first")
-    theirs.send(b"second")
+    first, second = bytes(40), bytes(39) + b"another"
+    theirs.send(first)
+    theirs.send(second)
     channel = transport.open_channel()
-    for expected in (b"first", b"second"):
+    for expected in (first, second):
         got = channel.receive()
         assert got is not None
         buffer, start, end = got
@@ -106,12 +109,28 @@ def test_several_workers_share_one_socket_and_each_request_is_served_once(pair: 
     for thread in threads:
         thread.start()
     for number in range(200):
-        theirs.send(b"%d" % number)
+        theirs.send(b"%040d" % number)
     until(lambda: len(served) == 200)
     transport.close()
     for thread in threads:
         thread.join(5)
-    assert sorted(served, key=int) == [b"%d" % number for number in range(200)]
+    assert sorted(served) == [b"%040d" % number for number in range(200)]
+
+
+@pytest.mark.parametrize("size", [1, 39])
+def test_a_packet_that_is_no_request_ends_the_connection(
+    pair: Pair, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport, theirs = pair
+    for _ in range(100):
+        theirs.send(bytes(size))
+    first, second = transport.open_channel(), transport.open_channel()
+    assert first.receive() is None and second.receive() is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"a packet of {size} bytes where 40 to 1179648 belong: the connection ends"
+    ]
+    with pytest.raises(ConnectionError):
+        theirs.send(bytes(40))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -244,6 +263,15 @@ def test_a_server_that_vanishes_fails_the_waiting_call() -> None:
         client.connect()
 
 
+def test_a_request_to_a_server_that_is_gone_is_no_broken_pipe() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    transport = StreamClientTransport(theirs)
+    ours.close()
+    with pytest.raises(ConnectionResetError, match="the server is gone"):
+        transport.send([bytes(40)])
+    transport.close()
+
+
 def test_a_packet_too_large_for_the_client_ends_the_connection() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, 32, 4 << 20)  # SO_SNDBUFFORCE
@@ -282,8 +310,8 @@ def test_notifications_reach_the_client() -> None:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Iterator[StreamListener]:
-    filesystem = MemoryFilesystem()
-    with StreamListener(tmp_path / "sock", lambda t: Server(filesystem, t).start(), max_clients=3) as listener:
+    one = Shared(MemoryFilesystem())
+    with StreamListener(tmp_path / "sock", lambda t: Server(one.view(), t).start(), max_clients=3) as listener:
         yield listener
 
 
@@ -296,6 +324,15 @@ def test_clients_of_one_filesystem_see_each_others_files(shared: StreamListener)
     with a, b:
         a.write_bytes("/f", b"from a")
         assert b.read_bytes("/f") == b"from a"
+
+
+def test_a_client_that_leaves_takes_nothing_of_the_others_along(shared: StreamListener) -> None:
+    with Client(StreamClientTransport.connect(shared.path)) as a:
+        a.write_bytes("/f", b"text")
+        with a.open_raw("/f") as file:
+            with Client(StreamClientTransport.connect(shared.path)) as b:
+                b.unlink("/f")
+            assert file.readall() == b"text"
 
 
 def test_a_factory_gives_each_client_a_filesystem_of_its_own(tmp_path: Path) -> None:
@@ -342,6 +379,51 @@ def test_close_ends_connections_and_removes_the_file(tmp_path: Path) -> None:
         with pytest.raises(ConnectionError):
             client.statvfs()
     listener.close()
+
+
+def test_a_crowd_of_refused_connections_is_a_few_lines(
+    shared: StreamListener, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = [Client(StreamClientTransport.connect(shared.path)).connect() for _ in range(3)]
+    for _ in range(5 * BURST):
+        StreamClientTransport.connect(shared.path).close()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as last:
+        last.connect(shared.path)
+        assert last.recv(1) == b""  # those before it were seen to
+    refused = [message for message in caplog.messages if "3 clients are connected already" in message]
+    assert len(refused) == BURST
+    for client in kept:
+        client.close()
+    shared.close()
+    assert caplog.messages[-1] == f"{4 * BURST + 1} more refused connections were not logged"
+
+
+def test_accept_that_fails_is_not_tried_again_at_once(tmp_path: Path) -> None:
+    class Full:
+        tried = 0
+
+        def __init__(self, real: socket.socket) -> None:
+            self.shutdown, self.close = real.shutdown, real.close
+
+        def accept(self) -> None:
+            Full.tried += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    listener = StreamListener(tmp_path / "sock", lambda t: Server(MemoryFilesystem(), t))
+    listener._listening = Full(listener._listening)  # type: ignore[assignment]
+    with listener:
+        time.sleep(0.35)
+    assert 2 <= Full.tried <= 5
+
+
+def test_wait_ends_when_the_listener_is_closed(tmp_path: Path) -> None:
+    with StreamListener(tmp_path / "sock", lambda t: Server(MemoryFilesystem(), t)) as listener:
+        waiting = threading.Thread(target=listener.wait)
+        waiting.start()
+        time.sleep(0.05)
+        assert waiting.is_alive()
+    waiting.join(5)
+    assert not waiting.is_alive()
 
 
 def test_a_file_left_by_a_dead_server_is_replaced(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The two replies that metadata work consists of, attr_out and entry_out, packed in C.
+"""The replies that metadata work consists of, attr_out and entry_out (alone or before open_out), packed in C.
 
 The plain form is session.replies.attr_values with a struct.Struct: some 1.2 µs a reply, most of it divmod and building
 the argument tuple; here 0.3. Layouts are those of wire.structs.AttrOut and EntryOut, which a test compares.
@@ -7,7 +7,7 @@ the argument tuple; here 0.3. Layouts are those of wire.structs.AttrOut and Entr
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.long cimport PyLong_AsLongLongAndOverflow
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from *:
@@ -122,6 +122,30 @@ def entry_reply(
     cdef bint swap = _swap(order)
     put_header(at, 144, unique, swap)
     put_entry(at + 16, entry, valid, valid_nsec, attr_valid, attr_nsec, swap)
+    return out
+
+
+def create_reply(
+    str order,
+    uint64_t unique,
+    uint64_t valid,
+    uint32_t valid_nsec,
+    uint64_t attr_valid,
+    uint32_t attr_nsec,
+    entry,
+    uint64_t fh,
+    uint32_t open_flags,
+    int32_t backing_id,
+):
+    """out_header, entry_out and open_out, 160 bytes."""
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, 160)
+    cdef char *at = PyBytes_AS_STRING(out)
+    cdef bint swap = _swap(order)
+    put_header(at, 160, unique, swap)
+    put_entry(at + 16, entry, valid, valid_nsec, attr_valid, attr_nsec, swap)
+    put64(at + 144, fh, swap)
+    put32(at + 152, open_flags, swap)
+    put32(at + 156, <uint32_t> backing_id, swap)
     return out
 
 

@@ -1,9 +1,13 @@
-"""Copying trees between two sides that look alike: this machine (the os module) and a source (a client).
+"""Copying trees from one side to another (see `sides`): this machine and sources, in any direction.
 
-A side has the names and arguments of the os module; nothing else is assumed, so the four directions are one piece of
-code. Holes stay holes (SEEK_DATA, SEEK_HOLE). A source is not trusted: names are checked, directories are walked to a
-bounded depth, and below a copied directory nothing is written through a link that lies there already. A file whose
-copying breaks off is taken away again if it was not there before. Hard links become separate files.
+Holes stay holes: those that the source tells of (SEEK_DATA, SEEK_HOLE), and blocks of zeros in a file that takes less
+room than its size. A source is not trusted: names are checked, directories are walked to a bounded depth, and below a
+copied directory nothing is written through a link that lies there already. A file whose copying breaks off is taken
+away again if it was not there before.
+
+Order for each file: content, owner, extended attributes, mode, ACLs, times; each would spoil one of the later ones if
+it came after (chown(2) drops capabilities and set-id bits, chmod(2) changes an ACL, all of them the times). Directories
+come last of all, deepest first.
 """
 
 from __future__ import annotations
@@ -11,141 +15,41 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import RawIOBase
-from typing import Protocol
 
 from transfuse.cli.inner import MAX_DEPTH, check_name
-from transfuse.client import Client
+from transfuse.cli.links import LinkTable
+from transfuse.cli.sides import Side, join
 
-__all__ = ["Copier", "Local", "Remote", "Side"]
+__all__ = ["Copier"]
 
 CHUNK = 1 << 20
 """Bytes of one read and write: what one request carries."""
-
-
-class Side(Protocol):
-    """One end of a copy; the methods are those of the os module of the same names."""
-
-    def stat(self, path: str) -> os.stat_result: ...
-
-    def lstat(self, path: str) -> os.stat_result: ...
-
-    def names(self, path: str) -> list[str]: ...
-
-    def readlink(self, path: str) -> str: ...
-
-    def open_raw(self, path: str, flags: int, mode: int) -> AbstractContextManager[RawIOBase]: ...
-
-    def mkdir(self, path: str, mode: int) -> None: ...
-
-    def mknod(self, path: str, mode: int, device: int) -> None: ...
-
-    def symlink(self, target: str, path: str) -> None: ...
-
-    def unlink(self, path: str) -> None: ...
-
-    def chmod(self, path: str, mode: int) -> None: ...
-
-    def lchown(self, path: str, uid: int, gid: int) -> None: ...
-
-    def utime_ns(self, path: str, atime_ns: int, mtime_ns: int) -> None: ...
-
-
-class Local:
-    """This machine."""
-
-    def stat(self, path: str) -> os.stat_result:
-        return os.stat(path)
-
-    def lstat(self, path: str) -> os.stat_result:
-        return os.lstat(path)
-
-    def names(self, path: str) -> list[str]:
-        return os.listdir(path)
-
-    def readlink(self, path: str) -> str:
-        return os.readlink(path)
-
-    def open_raw(self, path: str, flags: int, mode: int) -> AbstractContextManager[RawIOBase]:
-        fd = os.open(path, flags | os.O_CLOEXEC, mode)
-        return open(fd, "rb" if flags & os.O_ACCMODE == os.O_RDONLY else "r+b", buffering=0)
-
-    def mkdir(self, path: str, mode: int) -> None:
-        os.mkdir(path, mode)
-
-    def mknod(self, path: str, mode: int, device: int) -> None:
-        os.mknod(path, mode, device)
-
-    def symlink(self, target: str, path: str) -> None:
-        os.symlink(target, path)
-
-    def unlink(self, path: str) -> None:
-        os.unlink(path)
-
-    def chmod(self, path: str, mode: int) -> None:
-        os.chmod(path, mode)
-
-    def lchown(self, path: str, uid: int, gid: int) -> None:
-        os.lchown(path, uid, gid)
-
-    def utime_ns(self, path: str, atime_ns: int, mtime_ns: int) -> None:
-        os.utime(path, ns=(atime_ns, mtime_ns), follow_symlinks=False)
-
-
-class Remote:
-    """A source, seen through a client."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def stat(self, path: str) -> os.stat_result:
-        return self._client.stat(path)
-
-    def lstat(self, path: str) -> os.stat_result:
-        return self._client.lstat(path)
-
-    def names(self, path: str) -> list[str]:
-        return self._client.listdir(path)
-
-    def readlink(self, path: str) -> str:
-        return os.fsdecode(self._client.readlink(path))
-
-    def open_raw(self, path: str, flags: int, mode: int) -> AbstractContextManager[RawIOBase]:
-        return self._client.open_raw(path, flags, mode)
-
-    def mkdir(self, path: str, mode: int) -> None:
-        self._client.mkdir(path, mode)
-
-    def mknod(self, path: str, mode: int, device: int) -> None:
-        self._client.mknod(path, mode, device)
-
-    def symlink(self, target: str, path: str) -> None:
-        self._client.symlink(target, path)
-
-    def unlink(self, path: str) -> None:
-        self._client.unlink(path)
-
-    def chmod(self, path: str, mode: int) -> None:
-        self._client.chmod(path, mode)
-
-    def lchown(self, path: str, uid: int, gid: int) -> None:
-        self._client.lchown(path, uid, gid)
-
-    def utime_ns(self, path: str, atime_ns: int, mtime_ns: int) -> None:
-        self._client.utime(path, ns=(atime_ns, mtime_ns), follow_symlinks=False)
-
-
-def join(directory: str, name: str) -> str:
-    """A path below a directory."""
-    return f"{directory.rstrip('/')}/{name}" if directory.strip("/") or not directory else f"/{name}"
+PAGE = 4096
+"""Zeros are left out in pieces of this size, the block of most filesystems."""
+_ZEROS = bytes(CHUNK)
+ACLS = ("system.posix_acl_access", "system.posix_acl_default")
+LOST_SHOWN = 3
+"""How many of the things that could not be kept are told one by one."""
+PRIVILEGED = ("security.", "trusted.")
+"""Attributes that only root may set, and not everywhere: left out without a word where that is refused, like owners."""
+Value = bytes
+"""Of an extended attribute; Copier has something else of that name."""
+Attributes = dict[str, Value]
+_NOT_KEPT = frozenset((errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL))
+_NO_LINK = frozenset((errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT))
 
 
 @dataclass
 class Copier:
-    """Copies from `source` to `target` and counts what it did."""
+    """Copies from `source` to `target` and counts what it did.
+
+    `preserve`: owner (where that is allowed), mode and times. `xattrs`: extended attributes, ACLs among them.
+    `hard_links`: names of one file become names of one file, as long as all of them are copied by this object.
+    """
 
     source: Side
     target: Side
@@ -153,13 +57,22 @@ class Copier:
     preserve: bool = False
     on_error: Callable[[str, OSError], None] = lambda path, error: None
     advance: Callable[[int], None] = lambda count: None
-    """Called with the size of each piece of a file that is done, holes included."""
+    """Called with the size of each piece of a file that is done, holes and further names included."""
+    xattrs: bool = False
+    hard_links: bool = False
+    links: LinkTable = field(default_factory=LinkTable)
     files: int = 0
     directories: int = 0
     bytes: int = 0
     written: int = 0
     """Bytes that were written, holes left out."""
-    _to_finish: list[tuple[str, os.stat_result]] = field(default_factory=list)
+    linked: int = 0
+    """Further names of a file that was copied already."""
+    lost: list[str] = field(default_factory=list)
+    """What could not be kept, in words; the first LOST_SHOWN of them."""
+    lost_count: int = 0
+    _links_are_full: bool = False
+    _to_finish: list[tuple[str, str, os.stat_result]] = field(default_factory=list)
 
     def copy(self, path: str, to: str) -> None:
         """Copy one name and, if `recursive`, what is below it. What fails is told to `on_error`; the rest goes on."""
@@ -181,11 +94,11 @@ class Copier:
             except OSError as error:
                 self.on_error(path, error)
         # Directories last: writing into them changes their times, and their mode may forbid it.
-        for place, st in reversed(self._to_finish):
+        for path, to, st in reversed(self._to_finish):
             try:
-                self._finish(place, st)
+                self._finish(path, to, st)
             except OSError as error:
-                self.on_error(place, error)
+                self.on_error(to, error)
 
     def total(self, path: str) -> int:
         """Sum of the sizes of the regular files that `copy` would copy, for a progress bar; errors count as nothing."""
@@ -217,22 +130,28 @@ class Copier:
         if depth >= MAX_DEPTH:
             raise OSError(errno.ELOOP, f"more than {MAX_DEPTH} directories deep; not followed further")
         # While it is being filled it must be ours to write into.
+        finish = self.preserve or self.xattrs
         try:
             self.target.mkdir(to, stat.S_IMODE(st.st_mode) & 0o777 | 0o700)
+            finish = finish or st.st_mode & 0o700 != 0o700
         except FileExistsError:
-            if not stat.S_ISDIR(self.target.lstat(to).st_mode) and (
-                depth or not stat.S_ISDIR(self.target.stat(to).st_mode)
-            ):
-                raise
-        else:
-            if self.preserve or not st.st_mode & 0o700 == 0o700:
-                self._to_finish.append((to, st))
+            if not stat.S_ISDIR(self.target.lstat(to).st_mode):
+                if depth or not stat.S_ISDIR(self.target.stat(to).st_mode):
+                    raise
+                finish = False  # a link to a directory of somebody's
+        if finish:
+            self._to_finish.append((path, to, st))
         self.directories += 1
 
     def _one(self, path: str, to: str, st: os.stat_result, *, top: bool) -> None:
+        several = self.hard_links and st.st_nlink > 1
+        if several and self._link(to, st):
+            return
         kind = stat.S_IFMT(st.st_mode)
+        locked = False
         if kind == stat.S_IFREG:
-            self._file(path, to, st, top=top)
+            new = self._file(path, to, st, top=top)
+            locked = new and not self.preserve and not st.st_mode & 0o200
         elif kind == stat.S_IFLNK:
             self._replaced(to, lambda: self.target.symlink(self.source.readlink(path), to))
         elif not self.recursive:
@@ -242,8 +161,39 @@ class Copier:
         else:
             self._replaced(to, lambda: self.target.mknod(to, st.st_mode & 0o170777, st.st_rdev))
         self.files += 1
-        if self.preserve:
-            self._finish(to, st)
+        if several and not self.links.add(st, to) and not self._links_are_full:
+            self._links_are_full = True
+            waiting = f"{len(self.links)} files wait for their other names; further ones become separate files"
+            self.on_error(path, OSError(errno.EMLINK, waiting))
+        if self.preserve or self.xattrs:
+            self._finish(path, to, st, top=top)
+        if locked:
+            self.target.chmod(to, stat.S_IMODE(st.st_mode) & 0o777)
+
+    def _link(self, to: str, st: os.stat_result) -> bool:
+        """Make another name of a file that was copied already. False if it was not, or the target has no links."""
+        first = self.links.find(st)
+        if first is None:
+            return False
+        if first == to:  # the same PATH was given twice
+            return True
+        try:
+            self._replaced(to, lambda: self.target.link(first, to))
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            self._lose(f"{to}: as another name of {first}: {os.strerror(error.errno or 0)}")
+            return False
+        self.links.seen(st)
+        self.linked += 1
+        if stat.S_ISREG(st.st_mode):
+            self.advance(st.st_size)
+        return True
+
+    def _lose(self, what: str) -> None:
+        self.lost_count += 1
+        if len(self.lost) < LOST_SHOWN:
+            self.lost.append(what)
 
     def _replaced(self, to: str, make: Callable[[], None]) -> None:
         """Make a name; one that is there already and is no directory gives way."""
@@ -253,7 +203,8 @@ class Copier:
             self.target.unlink(to)
             make()
 
-    def _file(self, path: str, to: str, st: os.stat_result, *, top: bool) -> None:
+    def _file(self, path: str, to: str, st: os.stat_result, *, top: bool) -> bool:
+        """Copy a regular file; True if the name is new, and the file writable by its owner until it is finished."""
         follow = 0 if top else os.O_NOFOLLOW
         with self.source.open_raw(path, os.O_RDONLY | (os.O_NOFOLLOW if self.recursive else 0), 0) as source:
             mode = stat.S_IMODE(st.st_mode) & 0o777
@@ -266,18 +217,18 @@ class Copier:
                 target = self.target.open_raw(to, flags | os.O_TRUNC, mode | 0o200)
             try:
                 with target as out:
-                    self._content(source, out, st.st_size)
+                    self._content(source, out, st)
             except BaseException:
                 if new:
                     with suppress(OSError):
                         self.target.unlink(to)
                 raise
-            if new and not mode & 0o200 and not self.preserve:
-                self.target.chmod(to, mode)
+            return new
 
-    def _content(self, source: RawIOBase, out: RawIOBase, size: int) -> None:
+    def _content(self, source: RawIOBase, out: RawIOBase, st: os.stat_result) -> None:
         buffer = memoryview(bytearray(CHUNK))
-        at = 0
+        sparse = st.st_blocks * 512 < st.st_size
+        at = written_to = 0
         while True:
             data, end = _data_range(source, at)
             if data is None:  # a hole up to the end
@@ -285,37 +236,100 @@ class Copier:
             self.advance(data - at)
             at = data
             source.seek(at)
-            out.seek(at)
             while end is None or at < end:
                 wanted = CHUNK if end is None else min(CHUNK, end - at)
                 count = source.readinto(buffer[:wanted])
                 if not count:
                     break
-                _write_all(out, buffer[:count])
+                for begin, stop in _filled(buffer[:count]) if sparse else [(0, count)]:
+                    out.seek(at + begin)
+                    _write_all(out, buffer[begin:stop])
+                    self.written += stop - begin
+                    written_to = at + stop
                 at += count
-                self.written += count
                 self.advance(count)
             else:
                 continue
             break
         length = max(at, source.seek(0, os.SEEK_END))
-        if length > at:
+        if length > written_to:
             out.truncate(length)
-        self.advance(max(0, size - at))
+        self.advance(max(0, st.st_size - at))
         self.bytes += length
 
-    def _finish(self, to: str, st: os.stat_result) -> None:
-        """Owner, mode and times of something that was copied. An owner we may not give is left out, as cp does."""
+    def _finish(self, path: str, to: str, st: os.stat_result, *, top: bool = False) -> None:
+        """Owner, extended attributes, mode and times of something that was copied. An owner we may not give is left
+        out, as cp does."""
         mode = stat.S_IMODE(st.st_mode)
+        link = stat.S_ISLNK(st.st_mode)
         if self.preserve:
             try:
                 self.target.lchown(to, st.st_uid, st.st_gid)
             except PermissionError:
                 mode &= 0o777  # setuid of somebody else's would become ours
-        if not stat.S_ISLNK(st.st_mode):
+        acls: Attributes = {}
+        if self.xattrs:
+            acls = self._attributes(path, to, top=top)
+        if not link and (self.preserve or stat.S_ISDIR(st.st_mode)):
             self.target.chmod(to, mode if self.preserve else mode & 0o777)
+        for name, value in acls.items():
+            self._set_attribute(to, name, value, top)
         if self.preserve:
             self.target.utime_ns(to, st.st_atime_ns, st.st_mtime_ns)
+
+    def _attributes(self, path: str, to: str, *, top: bool) -> Attributes:
+        """Copy the extended attributes but ACLs, which are returned. ACLs that the copy has inherited are taken off."""
+        follow = not self.recursive
+        try:
+            names = self.source.listxattr(path, follow)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            names = []
+        values: Attributes = {}
+        for name in names:
+            try:
+                values[name] = self.source.getxattr(path, name, follow)
+            except OSError as error:
+                if error.errno in _NOT_KEPT:
+                    self._lose_attribute(path, name, error)
+                elif error.errno != errno.ENODATA:  # it was removed meanwhile
+                    raise
+        for name, value in values.items():
+            if name not in ACLS:
+                self._set_attribute(to, name, value, top)
+        with suppress(OSError):
+            for name in self.target.listxattr(to, top):
+                if name in ACLS and name not in values:
+                    self.target.removexattr(to, name, top)
+        return {name: values[name] for name in ACLS if name in values}
+
+    def _set_attribute(self, to: str, name: str, value: Value, top: bool) -> None:
+        try:
+            self.target.setxattr(to, name, value, top)
+        except OSError as error:
+            if error.errno not in _NOT_KEPT:
+                raise
+            self._lose_attribute(to, name, error)
+
+    def _lose_attribute(self, path: str, name: str, error: OSError) -> None:
+        if not name.startswith(PRIVILEGED):
+            self._lose(f"{path}: {name}: {os.strerror(error.errno or 0)}")
+
+
+def _filled(data: memoryview) -> Iterator[tuple[int, int]]:
+    """Where in `data` something else than whole PAGEs of zeros is: (begin, end) of each run."""
+    begin = -1
+    for at in range(0, len(data), PAGE):
+        piece = data[at : at + PAGE]
+        if bytes(piece) != _ZEROS[: len(piece)]:
+            if begin < 0:
+                begin = at
+        elif begin >= 0:
+            yield begin, at
+            begin = -1
+    if begin >= 0:
+        yield begin, len(data)
 
 
 def _data_range(file: RawIOBase, at: int) -> tuple[int | None, int | None]:

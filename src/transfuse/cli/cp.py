@@ -10,10 +10,11 @@ import time
 from contextlib import ExitStack
 
 from transfuse.cli import inner
-from transfuse.cli.copy import Copier, Local, Remote, Side, join
-from transfuse.cli.errors import OK, USAGE, CommandError
+from transfuse.cli.copy import Copier
+from transfuse.cli.errors import OK, USAGE, CommandError, one_line
 from transfuse.cli.options import Settings, read_settings
 from transfuse.cli.output import human, plural, progress
+from transfuse.cli.sides import Local, Remote, Side, join
 from transfuse.cli.sources import connected
 
 __all__ = ["add", "run"]
@@ -21,12 +22,13 @@ __all__ = ["add", "run"]
 EXAMPLES = """\
 examples:
   transfuse cp --from unix:/run/files.sock notes.txt docs/a.txt ./here
-  transfuse cp -rp --from ~/data / ./copy          all of it
+  transfuse cp -a --from ~/data / ./copy           all of it, as it is
   transfuse cp --to unix:/run/files.sock ./a.txt docs
   transfuse cp -r --from python:hello.py:Hello --to ~/data / hello
 
 PATHs and DEST inside a source are meant from its root. If DEST is a directory, copies get their names in it. Holes stay
-holes; links are copied as links with -r and followed without it; hard links become separate files."""
+holes. Links are copied as links with -r and followed without it. Hard links become separate files without -H, and
+beyond 131,072 of them that wait for their other names. Owners that may not be given are left out."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,6 +42,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--to", dest="target", metavar="SOURCE", help="where DEST is (default: this machine)")
     parser.add_argument("-r", "-R", "--recursive", action="store_true", help="directories with what is in them")
     parser.add_argument("-p", "--preserve", action="store_true", help="keep mode, owner and times")
+    parser.add_argument("-H", "--hard-links", action="store_true", help="names of one file stay names of one file")
+    parser.add_argument("-X", "--xattrs", action="store_true", help="keep extended attributes and ACLs")
+    parser.add_argument("-a", "--archive", action="store_true", help="all of these: -r -p -H -X")
     parser.add_argument("-o", action="append", default=[], metavar="OPTION[,...]", help="options of the source(s)")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no summary")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -63,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
         into = _is_directory(target, dest)
         if len(paths) > 1 and not into:
             raise CommandError(args.dest, "is no directory", "several files need a directory to go to", USAGE)
-        copier = Copier(source, target, args.recursive, args.preserve, errors)
+        copier = Copier(
+            source, target, args.recursive or args.archive, args.preserve or args.archive, errors,
+            xattrs=args.xattrs or args.archive, hard_links=args.hard_links or args.archive,
+        )  # fmt: skip
         wanted = False if args.quiet else None
         shown = sys.stderr.isatty() and not args.quiet
         total = sum(copier.total(path) for path in paths) if shown else 0
@@ -72,10 +80,16 @@ def run(args: argparse.Namespace) -> int:
             for path in paths:
                 name = os.path.basename(path.rstrip("/"))
                 copier.copy(path, join(dest, name) if into and name else dest)
+    if copier.lost_count and not args.quiet:
+        many = plural(copier.lost_count, "thing")
+        more = "" if copier.lost_count == len(copier.lost) else "; ..."
+        print(f"transfuse: {many} could not be kept: {one_line('; '.join(copier.lost))}{more}", file=sys.stderr)
     if shown:
         seconds = max(time.monotonic() - started, 1e-6)
         rate = human(copier.written / seconds)
         what = f"{plural(copier.files, 'file')}, {plural(copier.directories, 'directory', 'directories')}"
+        if copier.linked:
+            what += f", {plural(copier.linked, 'hard link')}"
         print(f"{what}, {human(copier.bytes)} in {seconds:.1f} s ({rate}/s)", file=sys.stderr)
     return errors.code or OK
 

@@ -17,10 +17,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
-from transfuse.cli.errors import INTERRUPTED, SYSTEM_ERROR, CommandError
+from transfuse.cli.errors import INTERRUPTED, SYSTEM_ERROR, CommandError, describe, report
 
-__all__ = ["Ready", "StopSignals", "in_background", "notify_service_manager", "set_up_logging"]
+__all__ = ["Ready", "StopSignals", "in_background", "notify_service_manager", "run_service", "set_up_logging"]
+
+T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SYSLOG_SOCKET = "/dev/log"
@@ -90,6 +93,45 @@ def in_background(work: Callable[[Ready], int]) -> int:
         return INTERRUPTED
     finally:
         os.close(reader)
+
+
+def run_service(
+    make: Callable[[], T],
+    serve: Callable[[T, Ready], int],
+    *,
+    background: bool,
+    debug: bool,
+    log_file: str | None,
+    failed: int,
+) -> int:
+    """Run `serve` on what `make` makes, in the foreground or in the background; returns the exit code.
+
+    `make` runs in the directory the caller stands in, but behind the fork, since it may start threads. Whatever goes
+    wrong becomes one line on standard error, and in the background also one in the log: once the service was ready,
+    its standard error is nobody's.
+    """
+    here = os.getcwd()
+    if log_file:
+        log_file = os.path.abspath(log_file)  # going to the background changes to /
+
+    def run(ready: Ready) -> int:
+        try:
+            set_up_logging(debug=debug, log_file=log_file, background=background)
+        except CommandError as error:
+            return report(error, failed=failed, debug=debug)
+        try:
+            if background:
+                os.chdir(here)
+            made = make()
+            if background:
+                os.chdir("/")
+            return serve(made, ready)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  in the background nobody else would say it
+            if background:
+                logging.getLogger("transfuse.cli").error("%s", describe(error))
+            return report(error, failed=failed, debug=debug)
+
+    return in_background(run) if background else run(Ready())
 
 
 def notify_service_manager(text: str, environment: Mapping[str, str]) -> bool:

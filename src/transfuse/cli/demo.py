@@ -24,9 +24,10 @@ from pathlib import Path
 
 import transfuse
 from transfuse.cli import inner
-from transfuse.cli.copy import CHUNK, Local, Remote, Side, join
+from transfuse.cli.copy import CHUNK
 from transfuse.cli.errors import FAILED, OK, USAGE, CommandError, describe
 from transfuse.cli.output import human, plural, shown
+from transfuse.cli.sides import Local, Remote, Side, join
 from transfuse.fs.base import Filesystem
 from transfuse.fs.request import Request
 from transfuse.fs.values import Statfs

@@ -11,12 +11,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from transfuse.cli.errors import FAILED, USAGE, CommandError, report
-from transfuse.cli.options import Settings, add_source_flags, read_settings
-from transfuse.transports.mount.options import parse_options
+from transfuse.cli.errors import FAILED, report
+from transfuse.cli.options import Settings, add_source_flags, read_settings, refuse_mount_options
 
 if TYPE_CHECKING:
     from transfuse.client import Client
@@ -54,10 +53,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def settings_of(args: argparse.Namespace) -> Settings:
     """The options given with -o. Those of a mount have no meaning here and are refused."""
     settings = read_settings(args.o)
-    if replace(settings.mount, rest=[]) != parse_options([]) or settings.values.keys() - settings.for_source().keys():
-        raise CommandError(
-            f"-o {','.join(args.o)}", "there are mount options in it", "leave them out: nothing is mounted here", USAGE
-        )
+    refuse_mount_options(settings, args.o, ("source",))
     return settings
 
 

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import transfuse
-from transfuse.cli import cat, completion, cp, demo, doctor, helper, ls, mount, stat, tree, umount
+from transfuse.cli import cat, completion, cp, demo, doctor, helper, ls, mount, serve, stat, tree, umount
 from transfuse.cli.errors import FAILED, USAGE, CommandError, report
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (mount, umount, ls, tree, cat, stat, cp, doctor, demo, completion)
+COMMANDS = (mount, umount, serve, ls, tree, cat, stat, cp, doctor, demo, completion)
 PIPE_CLOSED = 141
 """128 + SIGPIPE: whoever read our output has enough."""
 
@@ -35,6 +35,7 @@ examples:
   transfuse mount python:hello.py:Hello /mnt   mount your own class
   transfuse ls -l ~/data                       read the same without a mount
   transfuse umount /mnt/data
+  transfuse serve ~/data unix:files.sock       for programs that read it over a socket
   transfuse doctor                             what this machine allows
 
 In /etc/fstab:  /srv/data  /mnt/data  fuse.transfuse  cache=always,ro  0  0"""

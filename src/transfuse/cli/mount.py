@@ -15,8 +15,8 @@ from dataclasses import replace
 
 import transfuse
 from transfuse.cli import remount
-from transfuse.cli.daemon import Ready, StopSignals, in_background, set_up_logging
-from transfuse.cli.errors import MOUNT_FAILED, OK, USAGE, CommandError, describe, report
+from transfuse.cli.daemon import Ready, StopSignals, run_service
+from transfuse.cli.errors import MOUNT_FAILED, OK, USAGE, CommandError
 from transfuse.cli.options import Settings, add_flags, read_settings
 from transfuse.cli.sources import AnyFilesystem, Source, check_extra, make_filesystem, parse_source
 from transfuse.session.negotiate import Connection
@@ -24,9 +24,7 @@ from transfuse.transports.base import ServerTransport
 from transfuse.transports.mount.inherit import from_fd, parse_dev_fd
 from transfuse.transports.mount.options import MountOptions
 
-__all__ = ["add", "effective_options", "run"]
-
-log = logging.getLogger("transfuse.cli")
+__all__ = ["add", "effective_options", "environment", "form", "run", "tracer"]
 
 SUBTYPE = "transfuse"
 """What /proc/mounts and `mount -t` call our mounts: fuse.transfuse."""
@@ -78,32 +76,22 @@ def run(args: argparse.Namespace) -> int:
         return remount.run(args.dir, settings.mount, fake=args.fake)
     options = effective_options(settings, source, root=os.geteuid() == 0)
     place = "" if args.dir is None else os.path.abspath(args.dir)
-    if settings.get("log_file"):
-        settings.values["log_file"] = os.path.abspath(settings.get("log_file"))  # going to the background changes to /
+
+    def make() -> AnyFilesystem:
+        return make_filesystem(source, settings, search_here=not args.called_by_mount)
+
+    def serve(filesystem: AnyFilesystem, ready: Ready) -> int:
+        if inherited is not None:
+            return serve_inherited(filesystem, source, inherited, settings, options, ready)
+        return serve_mount(filesystem, source, place, settings, options, ready)
+
     if args.fake:
-        make_filesystem(source, settings, search_here=not args.called_by_mount)
+        make()
         return OK
-    foreground = bool(settings.get("foreground"))
-    # Relative SOURCEs are looked up from here, after the change to "/".
-    here = os.getcwd()
-
-    def serve(ready: Ready) -> int:
-        set_up_logging(debug=bool(settings.get("debug")), log_file=settings.get("log_file"), background=not foreground)
-        try:
-            if not foreground:
-                os.chdir(here)
-            filesystem = make_filesystem(source, settings, search_here=not args.called_by_mount)
-            if not foreground:
-                os.chdir("/")
-            if inherited is not None:
-                return serve_inherited(filesystem, source, inherited, settings, options, ready)
-            return serve_mount(filesystem, source, place, settings, options, ready)
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  in the background nobody else would say it
-            if not foreground:
-                log.error("%s", describe(error))  # once it was ready, its standard error is nobody's
-            return report(error, failed=MOUNT_FAILED, debug=bool(settings.get("debug")))
-
-    return serve(Ready()) if foreground else in_background(serve)
+    return run_service(
+        make, serve, background=not settings.get("foreground"), debug=bool(settings.get("debug")),
+        log_file=settings.get("log_file"), failed=MOUNT_FAILED,
+    )  # fmt: skip
 
 
 def _inherited_fd(args: argparse.Namespace, settings: Settings) -> int | None:

@@ -1,9 +1,10 @@
-"""The options of a mount, in one table: every one is a flag (`--entry-timeout 5`) and an -o option (`entry_timeout=5`).
+"""The options of `mount` and `serve`, in one table: each is a flag (`--entry-timeout 5`) and an -o option
+(`entry_timeout=5`).
 
 Flags are turned into -o strings and read together with those given by -o, so there is one reader and one set of
 rules. What the kernel and mount(8) know is checked by `transports.mount.options`; of the rest, this table knows what
-belongs to the program (threads, logs) and what belongs to the source (caching, and a class's own arguments). A name
-that nobody knows is refused with the nearest that exists.
+belongs to the program (threads, logs), what to mounting alone, and what to the source (caching, and a class's own
+arguments). A name that nobody knows is refused with the nearest that exists.
 """
 
 from __future__ import annotations
@@ -12,13 +13,23 @@ import argparse
 import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transfuse.cli.errors import USAGE, CommandError
 from transfuse.transports.mount.options import MountOptions, parse_options, unknown_option
 
-__all__ = ["MOUNT_FLAGS", "OPTIONS", "Option", "Settings", "add_flags", "add_source_flags", "read_settings"]
+__all__ = [
+    "MOUNT_FLAGS",
+    "OPTIONS",
+    "Option",
+    "Settings",
+    "add_flags",
+    "add_source_flags",
+    "read_settings",
+    "refuse_extra",
+    "refuse_mount_options",
+]
 
 MAX_TIMEOUT_S = 315_360_000.0
 """Ten years: as good as forever, and far from where the kernel's arithmetic could wrap."""
@@ -63,7 +74,8 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: `name` as behind -o; a flag takes no value. `owner` is "source" or "program"."""
+    """One option: `name` as behind -o; a flag takes no value. `owner` is "source", "program" (whatever it serves) or
+    "mount"."""
 
     name: str
     owner: str
@@ -90,25 +102,27 @@ OPTIONS: dict[str, Option] = {
         Option("writeback", "source", "the kernel collects writes and sends them later (excludes passthrough)"),
         Option("no_passthrough", "source", "data goes through the server even where the kernel could move it itself"),
         Option("direct_io", "source", "reads and writes bypass the kernel's page cache"),
+        Option("no_open", "source", "files are opened without a request: for many small files (needs cache=always)"),
         Option("workers", "program", "most threads that serve requests", "N", _workers),
-        Option("method", "program", "how to mount: auto (the first that works), fsmount, mount or fusermount3",
+        Option("method", "mount", "how to mount: auto (the first that works), fsmount, mount or fusermount3",
                "M", _one_of("auto", "fsmount", "mount", "fusermount3")),
-        Option("no_allow_other", "program", "for the owner of the mount only, also when root mounts a directory"),
-        Option("no_default_permissions", "program", "the kernel leaves permission checks to the filesystem"),
-        Option("foreground", "program", "stay in the foreground", short="-f"),
+        Option("no_allow_other", "mount", "for the owner of the mount only, also when root mounts a directory"),
+        Option("no_default_permissions", "mount", "the kernel leaves permission checks to the filesystem"),
+        Option("foreground", "mount", "stay in the foreground", short="-f"),
         Option("debug", "program", "log everything, and show tracebacks", short="-d"),
         Option("log_file", "program", "append the log to FILE", "FILE", _path),
     )
 }  # fmt: skip
 
 MOUNT_FLAGS: dict[str, tuple[str, str]] = {
-    "--read-only": ("ro", "nothing can be changed through the mount"),
+    "--read-only": ("ro", "nothing can be changed"),
     "--allow-other": ("allow_other", "other users may use the mount (root's mounts of a directory do by default)"),
     "--default-permissions": ("default_permissions", "the kernel checks permissions by mode, owner and group"),
     "--auto-unmount": ("auto_unmount", "unmount when the server dies, however it dies"),
     "--nonempty": ("nonempty", "mount over a directory with something in it"),
 }
 """Flags for the most used options of the kernel's side; the others are given with -o."""
+_WITHOUT_MOUNT = ("ro",)
 
 
 @dataclass(slots=True)
@@ -156,18 +170,23 @@ def add_source_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """-o and all flags of `mount`."""
+def add_flags(parser: argparse.ArgumentParser, *, mount: bool = True) -> None:
+    """-o and all flags of `mount`, or only those that do not need one."""
     parser.add_argument(
         "-o",
         action="append",
         default=[],
         metavar="OPTION[,...]",
-        help="options of the kernel, of mount(8) and of the source; several at a time",
+        help="options of the kernel, of mount(8) and of the source; several at a time"
+        if mount
+        else "options of the source; several at a time",
     )
     for flag, (name, text) in MOUNT_FLAGS.items():
-        parser.add_argument(flag, action=_AsOption, option=name, nargs=0, dest=argparse.SUPPRESS, help=text)
+        if mount or name in _WITHOUT_MOUNT:
+            parser.add_argument(flag, action=_AsOption, option=name, nargs=0, dest=argparse.SUPPRESS, help=text)
     for option in OPTIONS.values():
+        if not mount and option.owner == "mount":
+            continue
         flags = [option.short, option.flag] if option.short else [option.flag]
         if option.read is None:
             parser.add_argument(
@@ -213,6 +232,18 @@ def read_settings(strings: Sequence[str], *, sloppy: bool = False) -> Settings:
     if sloppy:
         settings.extra.clear()
     return settings
+
+
+def refuse_mount_options(
+    settings: Settings, given: Sequence[str], owners: Iterable[str], *, read_only: bool = False
+) -> None:
+    """CommandError for options that have no meaning where nothing is mounted: all but those of `owners` and, if it may
+    be `read_only`, ro."""
+    kernel = replace(settings.mount, rest=[], read_only=settings.mount.read_only and not read_only)
+    if kernel != parse_options([]) or any(OPTIONS[name].owner not in owners for name in settings.values):
+        raise CommandError(
+            f"-o {','.join(given)}", "there are mount options in it", "leave them out: nothing is mounted here", USAGE
+        )
 
 
 def refuse_extra(settings: Settings, known: Iterable[str] = ()) -> None:

@@ -59,6 +59,7 @@ _HOSTDIR = {
     "negative_timeout": "negative_timeout_s",
     "writeback": "writeback",
     "direct_io": "direct_io",
+    "no_open": "no_open",
 }
 _OF_TABLE = {*_HOSTDIR.values(), "passthrough"}
 
@@ -95,6 +96,8 @@ def parse_source(text: str) -> Source:
         raise CommandError(
             text, f"there is no such path, and no kind of source called {kind}:", f"SOURCE can be {_kinds()}", USAGE
         )
+    if kind == "unix" and not rest:
+        raise CommandError(text, "names no socket", "write unix:/path.sock", USAGE)
     if kind == "memory" and rest:
         raise CommandError(
             text, "memory: has nothing after the colon", "its size is an option: -o size_bytes=64M", USAGE
@@ -349,7 +352,12 @@ def connected(text: str, settings: Settings) -> Iterator[Client]:
         except OSError as error:
             why = error.strerror or str(error)
             raise CommandError(source.text, why, "is a server listening there, and are you its user?", USAGE) from error
-        with Client(wire) as client:
+        client = Client(wire)
+        try:
+            client.connect()
+        except ConnectionResetError as error:
+            raise CommandError(source.text, "the server hung up", "its log says why: too many clients?") from error
+        with client:
             yield client
         return
     from transfuse.server import Server

@@ -10,7 +10,7 @@ import errno
 import itertools
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 from transfuse.client.caches import Cache, Node
 from transfuse.client.exchange import Exchange
@@ -43,6 +43,9 @@ class ClientBase:
     lock_owner: int
     """Who owns POSIX locks: one number for each view, as each process is one owner."""
     name_max: int
+    revalidates = False
+    """Whether no name is believed without asking: see transfuse.client.stale."""
+    _lasting: Self | None = None
 
     def _init_view(self, exchange: Exchange, creds: Credentials) -> None:
         self.exchange = exchange
@@ -59,6 +62,19 @@ class ClientBase:
         if connection is None:
             raise ConnectionError(errno.ENOTCONN, "not connected")
         return connection
+
+    def revalidating(self) -> Self:
+        """The same user's view, for one call in which no name is believed without asking."""
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        view.revalidates = True
+        view._lasting = self
+        return view
+
+    @property
+    def lasting(self) -> Self:
+        """The view that outlives the call: what open files and listings keep."""
+        return self._lasting or self
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -87,11 +103,11 @@ class ClientBase:
             raise fail(errno.ENAMETOOLONG, name[:64] + b"...")
 
     def lookup(self, parent: Node, name: bytes, *, fresh: bool = False) -> Node | None:
-        """The node of a name, None where there is none. `fresh`: ask, whatever is remembered.
+        """The node of a name, None where there is none. `fresh`: ask, whatever is remembered (LOOKUP_REVAL).
 
         Caches the answer for the timeouts the server gave. Errors but ENOENT are raised.
         """
-        if not fresh:
+        if not fresh and not self.revalidates:
             found = self.cache.find(parent, name)
             if found is not None:
                 node = found.node
@@ -120,7 +136,7 @@ class ClientBase:
         """As `lookup`, for a name about to be made or replaced: that it is there is not believed without asking
         (Linux's LOOKUP_EXCL and LOOKUP_RENAME_TARGET); that it is missing is, since the server will object if not."""
         found = self.cache.find(parent, name)
-        if found is not None and found.node is None:
+        if found is not None and found.node is None and not self.revalidates:
             return None
         return self.lookup(parent, name, fresh=True)
 

@@ -27,6 +27,7 @@ from transfuse.client.exchange import Exchange
 from transfuse.client.files import RawFile, open_node, parse_mode
 from transfuse.client.namespace import NamespaceCalls
 from transfuse.client.openfile import OpenFile
+from transfuse.client.stale import retries_stale
 from transfuse.client.walk import Last, Path, fail, walk, walk_parent
 from transfuse.errors import RemoteProtocolError
 from transfuse.session.client import DEFAULT_FLAGS, ClientSession, Credentials
@@ -296,6 +297,7 @@ class Client(NamespaceCalls):
             dst.seek(target + copied)
         return copied
 
+    @retries_stale
     def link_file(self, file: OpenFile | RawFile, dst: Path) -> None:
         """Give an open file a name, as linkat(2) with AT_EMPTY_PATH: how a temporary file becomes permanent."""
         last = walk_parent(self, dst)
@@ -313,6 +315,7 @@ class Client(NamespaceCalls):
         """Have the server make everything durable (SYNCFS, since 7.34; older ones: nothing to do)."""
         self.ask(Opcode.SYNCFS, self.cache.root, path="/")
 
+    @retries_stale
     def nodeid(self, path: Path, *, follow_symlinks: bool = True) -> int:
         """The server's number for a file."""
         return walk(self, path, follow_symlinks).nodeid

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, AnyStr, Generic, Self
 
 from transfuse.client.caches import Node
+from transfuse.client.stale import retries_stale
 from transfuse.client.walk import Path, fail, walk
 from transfuse.session.answers import DirRecord, parse_direntplus, parse_dirents
 from transfuse.wire import flags as f
@@ -56,7 +57,11 @@ class DirEntry(Generic[AnyStr]):
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """As os.DirEntry.stat(); attributes that came with the listing are used while they are valid."""
         if self._node is not None and (not follow_symlinks or not self._node.is_symlink):
-            return self._client.node_stat(self._node, self.path)
+            try:
+                return self._client.node_stat(self._node, self.path)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise  # else the name may lead to another file by now, which os.DirEntry would find
         return self._client.stat(self.path, follow_symlinks=follow_symlinks)
 
     def _is(self, kind: int, follow_symlinks: bool) -> bool:
@@ -102,17 +107,16 @@ def link_record(client: Client, parent: Node, record: DirRecord, sample: int) ->
 
 
 class _Directory:
-    """An open directory of the server's."""
+    """An open directory of the server's (see `_open`)."""
 
     def __init__(self, client: Client, path: Path) -> None:
         node = walk(client, path)
         if not node.is_dir:
             raise fail(errno.ENOTDIR, path)
-        self.client = client
+        self.client = client.lasting
         self.node = node
         self.flags = os.O_RDONLY | os.O_NONBLOCK | os.O_DIRECTORY | client.large_file
         self.fh = 0
-        self.is_open = True
         self.needs_release = True
         reply = client.exchange.call(Opcode.OPENDIR, node.nodeid, (self.flags, 0), creds=client.creds)
         if reply.error == errno.ENOSYS and client.exchange.session.without(Opcode.OPENDIR) is not None:
@@ -121,6 +125,7 @@ class _Directory:
             raise fail(reply.error, path)
         else:
             self.fh = reply.values[0]
+        self.is_open = True  # not before: nothing is released that was never opened
 
     def __iter__(self) -> Iterator[tuple[DirRecord, Node | None]]:
         client, node = self.client, self.node
@@ -167,13 +172,18 @@ class _Directory:
             self.client.exchange.orphans.append((Opcode.RELEASEDIR, self.node.nodeid, self.fh, self.flags))
 
 
+@retries_stale
+def _open(client: Client, path: Path) -> _Directory:
+    return _Directory(client, path)
+
+
 class ScandirIterator(Generic[AnyStr]):
     """What scandir() returns: an iterator that is also a context manager, and closes itself at its end."""
 
     def __init__(self, client: Client, path: AnyStr) -> None:
         self._client = client
         self._path: AnyStr = path
-        self._directory = _Directory(client, path)
+        self._directory = _open(client, path)
         self._records = iter(self._directory)
 
     def __iter__(self) -> Self:
@@ -212,7 +222,7 @@ class ScandirIterator(Generic[AnyStr]):
 
 def read_names(client: Client, path: Path) -> list[bytes]:
     """All names of a directory but "." and ".."."""
-    directory = _Directory(client, path)
+    directory = _open(client, path)
     try:
         return [record.name for record, _ in directory if record.name not in (b".", b"..")]
     finally:

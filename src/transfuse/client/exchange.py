@@ -23,6 +23,7 @@ from typing import Any
 
 from transfuse.client.caches import Cache
 from transfuse.errors import RemoteProtocolError
+from transfuse.quiet import QuietLog
 from transfuse.session.client import NOBODY, BadNotification, BadReply, ClientSession, Credentials, Pending, Reply
 from transfuse.session.events import Event
 from transfuse.transports.base import ClientTransport
@@ -71,6 +72,7 @@ class Exchange:
         """Open files whose owner vanished without close: (release opcode, nodeid, fh, flags)."""
         self._on_event = on_event
         self._closing = False
+        self._complaints = QuietLog(log, "malformed notifications", cache.clock)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -105,6 +107,7 @@ class Exchange:
         """Nothing more will come: every waiting call fails with `why`."""
         if self.ended is None:
             self.ended = why
+            self._complaints.end()
         for pending in list(self.session.in_flight.values()):
             self.session.drop(pending)
             self._finish(pending, None, self.ended)
@@ -214,7 +217,7 @@ class Exchange:
             self._finish(error.pending, None, error)
             return
         except BadNotification as error:
-            log.warning("%s", error)
+            self._complaints.warning("%s", error)
             raise OSError(errno.EINVAL, str(error)) from error
         except RemoteProtocolError as error:
             log.error("the connection ends: %s", error)

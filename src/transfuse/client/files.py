@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transfuse.client.caches import Node
 from transfuse.client.openfile import MAX_OFFSET, SEEK_DATA, SEEK_HOLE, OpenFile
+from transfuse.client.stale import retries_stale
 from transfuse.client.walk import Last, Path, fail, follow_link, walk, walk_parent
 from transfuse.fs.values import Lock
 from transfuse.session.answers import ENTRY_WIDTH
@@ -50,6 +51,7 @@ def parse_mode(mode: str) -> tuple[int, bool]:
     return flags | os.O_CLOEXEC, "b" not in letters
 
 
+@retries_stale
 def open_node(client: Client, path: Path, flags: int, mode: int) -> OpenFile:
     """open(2)."""
     if flags & os.O_TMPFILE == os.O_TMPFILE:

@@ -9,6 +9,7 @@ import stat as stat_bits
 from transfuse.client.attrs import NS, StatxResult, stat_result, statvfs_result, statx_result
 from transfuse.client.base import ClientBase
 from transfuse.client.caches import Node
+from transfuse.client.stale import retries_stale
 from transfuse.client.walk import Path, fail, walk
 from transfuse.session.answers import check_attr, parse_names
 from transfuse.session.client import Reply
@@ -29,6 +30,7 @@ class MetadataCalls(ClientBase):
 
     # -- stat ---------------------------------------------------------------------------------------------------------
 
+    @retries_stale
     def stat(self, path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
         """As os.stat(); times are exact in the _ns fields, st_dev is 0.
 
@@ -36,6 +38,7 @@ class MetadataCalls(ClientBase):
         """
         return self.node_stat(walk(self, path, follow_symlinks), path)
 
+    @retries_stale
     def lstat(self, path: Path) -> os.stat_result:
         """As os.lstat()."""
         return self.node_stat(walk(self, path, False), path)
@@ -49,6 +52,7 @@ class MetadataCalls(ClientBase):
         except OSError as error:
             raise fail(error.errno or errno.EIO, path) from None
 
+    @retries_stale
     def statx(self, path: Path, *, follow_symlinks: bool = True, mask: int = STATX_BASIC_AND_BTIME) -> StatxResult:
         """As statx(2), with the birth time where the server has STATX (since 7.39); never cached."""
         node = walk(self, path, follow_symlinks)
@@ -67,9 +71,13 @@ class MetadataCalls(ClientBase):
         connection that failed raises."""
         return self._found(path, True) is not None
 
+    @retries_stale
+    def _walk(self, path: Path, follow: bool) -> Node:
+        return walk(self, path, follow)
+
     def _found(self, path: Path, follow: bool) -> Node | None:
         try:
-            return walk(self, path, follow)
+            return self._walk(path, follow)
         except (ConnectionError, TimeoutError):
             raise
         except (OSError, ValueError):
@@ -96,11 +104,21 @@ class MetadataCalls(ClientBase):
 
     def access(self, path: Path, mode: int, *, follow_symlinks: bool = True) -> bool:
         """As os.access(), asked of the server (ACCESS); one that has no ACCESS allows everything. Errors are False."""
-        node = self._found(path, follow_symlinks)
-        if node is None or mode == os.F_OK:
-            return node is not None
-        return not self.exchange.call(Opcode.ACCESS, node.nodeid, (mode,), creds=self.creds).error
+        if mode == os.F_OK:
+            return self._found(path, follow_symlinks) is not None
+        try:
+            self._ask_access(path, mode, follow_symlinks)
+        except (ConnectionError, TimeoutError):
+            raise
+        except (OSError, ValueError):
+            return False
+        return True
 
+    @retries_stale
+    def _ask_access(self, path: Path, mode: int, follow: bool) -> None:
+        self.ask(Opcode.ACCESS, walk(self, path, follow), (mode,), path=path)
+
+    @retries_stale
     def statvfs(self, path: Path = "/") -> os.statvfs_result:
         """As os.statvfs(). Asks each time."""
         return statvfs_result(self.ask(Opcode.STATFS, walk(self, path), path=path).values)
@@ -153,6 +171,7 @@ class MetadataCalls(ClientBase):
         reply: Reply = self.ask(Opcode.SETATTR, node, args, path=path)
         return stat_result(self.accept_attributes(node, reply, sample))
 
+    @retries_stale
     def chmod(self, path: Path, mode: int, *, follow_symlinks: bool = True) -> None:
         """As os.chmod(). A link's own mode can't be changed (EOPNOTSUPP)."""
         node = walk(self, path, follow_symlinks)
@@ -160,6 +179,7 @@ class MetadataCalls(ClientBase):
             raise fail(errno.EOPNOTSUPP, path)
         self.set_attributes(node, f.FATTR_MODE, mode=node.mode & 0o170000 | mode & 0o7777, path=path)
 
+    @retries_stale
     def chown(self, path: Path, uid: int, gid: int, *, follow_symlinks: bool = True) -> None:
         """As os.chown(); -1 leaves an id alone. Clears setuid and setgid of what is no directory, as Linux does."""
         self.node_chown(walk(self, path, follow_symlinks), uid, gid, path)
@@ -188,6 +208,7 @@ class MetadataCalls(ClientBase):
         """As os.lchown()."""
         self.chown(path, uid, gid, follow_symlinks=False)
 
+    @retries_stale
     def utime(
         self,
         path: Path,
@@ -216,6 +237,7 @@ class MetadataCalls(ClientBase):
         if valid:
             self.set_attributes(node, valid, atime_ns=atime_ns or 0, mtime_ns=mtime_ns or 0, fh=fh, path=path)
 
+    @retries_stale
     def truncate(self, path: Path, length: int) -> None:
         """As os.truncate()."""
         if length < 0:
@@ -248,11 +270,13 @@ class MetadataCalls(ClientBase):
             raise fail(errno.ERANGE)
         return raw
 
+    @retries_stale
     def getxattr(self, path: Path, attribute: str | bytes, *, follow_symlinks: bool = True) -> bytes:
         """As os.getxattr()."""
         node = walk(self, path, follow_symlinks)
         return self.ask(Opcode.GETXATTR, node, (MAX_XATTR,), (self._xattr_name(attribute),), path=path).data
 
+    @retries_stale
     def setxattr(
         self, path: Path, attribute: str | bytes, value: bytes, flags: int = 0, *, follow_symlinks: bool = True
     ) -> None:
@@ -264,12 +288,14 @@ class MetadataCalls(ClientBase):
         self.ask(Opcode.SETXATTR, node, (len(value), flags, 0), (name,), value, path=path)
         self.cache.invalidate_attr(node)
 
+    @retries_stale
     def listxattr(self, path: Path = "/", *, follow_symlinks: bool = True) -> list[str]:
         """As os.listxattr()."""
         node = walk(self, path, follow_symlinks)
         names = parse_names(self.ask(Opcode.LISTXATTR, node, (MAX_XATTR,), path=path).data)
         return [name.decode("utf-8", "surrogateescape") for name in names]
 
+    @retries_stale
     def removexattr(self, path: Path, attribute: str | bytes, *, follow_symlinks: bool = True) -> None:
         """As os.removexattr()."""
         node = walk(self, path, follow_symlinks)

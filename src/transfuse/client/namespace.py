@@ -13,6 +13,7 @@ import stat as stat_bits
 
 from transfuse.client.caches import Node
 from transfuse.client.metadata import MetadataCalls
+from transfuse.client.stale import retries_stale
 from transfuse.client.walk import Last, Path, encode_path, fail, walk, walk_parent
 from transfuse.session.replies import encode_rdev
 from transfuse.wire.opcodes import Opcode
@@ -49,6 +50,7 @@ class NamespaceCalls(MetadataCalls):
             raise
         return self.made(last.parent, last.name, reply, sample, kind)
 
+    @retries_stale
     def mkdir(self, path: Path, mode: int = 0o777) -> None:
         """As os.mkdir()."""
         last = self._to_make(path, directory=True)
@@ -70,6 +72,7 @@ class NamespaceCalls(MetadataCalls):
             if not exist_ok or not self.isdir(name):
                 raise
 
+    @retries_stale
     def mknod(self, path: Path, mode: int = 0o600, device: int = 0) -> None:
         """As os.mknod(); `mode` has the file type (none: a regular file)."""
         kind = stat_bits.S_IFMT(mode) or stat_bits.S_IFREG
@@ -83,11 +86,13 @@ class NamespaceCalls(MetadataCalls):
         """As os.mkfifo()."""
         self.mknod(path, stat_bits.S_IFIFO | mode & 0o7777)
 
+    @retries_stale
     def symlink(self, src: Path, dst: Path) -> None:
         """As os.symlink(): `dst` becomes a link to `src`, which need not exist."""
         target = encode_path(src)
         self._make(self._to_make(dst), Opcode.SYMLINK, (), (target,), stat_bits.S_IFLNK, dst)
 
+    @retries_stale
     def readlink(self, path: Path) -> str | bytes:
         """As os.readlink(): str for a str path, bytes for bytes."""
         node = walk(self, path, False)
@@ -96,6 +101,7 @@ class NamespaceCalls(MetadataCalls):
         target = self.node_readlink(node)
         return target if isinstance(os.fspath(path), bytes) else target.decode("utf-8", "surrogateescape")
 
+    @retries_stale
     def link(self, src: Path, dst: Path, *, follow_symlinks: bool = False) -> None:
         """As link(2): `dst` becomes another name of `src`."""
         node = walk(self, src, follow_symlinks)
@@ -131,6 +137,7 @@ class NamespaceCalls(MetadataCalls):
             raise fail(errno.ENOENT, path)
         return node
 
+    @retries_stale
     def unlink(self, path: Path) -> None:
         """As os.unlink()."""
         last = walk_parent(self, path)
@@ -145,6 +152,7 @@ class NamespaceCalls(MetadataCalls):
 
     remove = unlink
 
+    @retries_stale
     def rmdir(self, path: Path) -> None:
         """As os.rmdir()."""
         last = walk_parent(self, path)
@@ -157,6 +165,7 @@ class NamespaceCalls(MetadataCalls):
 
     # -- renaming -----------------------------------------------------------------------------------------------------
 
+    @retries_stale
     def rename(self, src: Path, dst: Path, *, flags: int = 0) -> None:
         """As rename(2), and renameat2(2) with `flags` (RENAME_NOREPLACE, _EXCHANGE, _WHITEOUT).
 

@@ -42,7 +42,7 @@ class OpenFile:
     """An open file. Made by Client.open_file(); close() it."""
 
     def __init__(self, client: Client, node: Node, fh: int, open_flags: int, flags: int, path: Path) -> None:
-        self.client = client
+        self.client = client.lasting
         self.node = node
         self.fh = fh
         """The server's number for it."""

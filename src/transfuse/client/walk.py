@@ -79,18 +79,19 @@ def walk(client: ClientBase, path: Path, follow: bool = True) -> Node:
     data = encode_path(path)
     # The usual case first: plain names that are all remembered cost no more than the look-ups. Dots are never
     # remembered as names, and only directories have any, so whatever is special ends this loop.
-    node = client.cache.root
-    find = client.cache.find
-    for name in data.split(b"/"):
-        if name:
-            found = find(node, name)
-            if found is None or found.node is None:
-                break
-            node = found.node
-    else:
-        kind = node.mode & 0o170000
-        if kind == S_IFDIR or (data[-1] != 47 and not (follow and kind == S_IFLNK)):
-            return node
+    if not client.revalidates:
+        node = client.cache.root
+        find = client.cache.find
+        for name in data.split(b"/"):
+            if name:
+                found = find(node, name)
+                if found is None or found.node is None:
+                    break
+                node = found.node
+        else:
+            kind = node.mode & 0o170000
+            if kind == S_IFDIR or (data[-1] != 47 and not (follow and kind == S_IFLNK)):
+                return node
     stack = walk_stack(client, path, data, follow)
     return stack[-1]
 

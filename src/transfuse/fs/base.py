@@ -67,7 +67,8 @@ class Filesystem:
     def operations(self) -> frozenset[str]:
         """Names of the operations this filesystem has. Wrappers override it to pass on what they wrap."""
         cls = type(self)
-        return frozenset(name for name in OPERATION_NAMES if getattr(cls, name) is not getattr(Filesystem, name))
+        found = frozenset(name for name in OPERATION_NAMES if getattr(cls, name) is not getattr(Filesystem, name))
+        return found if map_is_current(cls) else found - {"map"}
 
     # -- life of the connection --------------------------------------------------------------------------------------
 
@@ -76,6 +77,28 @@ class Filesystem:
 
     def destroyed(self) -> None:
         """The peer is gone: every lookup is forgotten and every handle closed. Called once per connection."""
+
+    # -- what outlives the server -------------------------------------------------------------------------------------
+
+    keeps_state: bool = False
+    """What the peer holds can be handed to a later object of this class: the three methods below work."""
+
+    def renumber(self, epoch: int) -> None:
+        """Give out only nodeids and handles that no object with a smaller `epoch` (0 to 65535) ever gave out. Called
+        before anything else. Unknown ones of earlier epochs are ESTALE, whereupon a peer looks its paths up again."""
+        raise NotImplementedError
+
+    def export_state(self, portable: bool) -> Iterable[bytes]:
+        """Everything the peer holds, in pieces of at most 64 KiB: nodes with their lookups, open files and directories.
+        Not locks. `portable`: for another machine with the same files, so only what names lead to. Nothing else is
+        called meanwhile."""
+        raise NotImplementedError
+
+    def import_state(self, state: Iterable[bytes], portable: bool) -> None:
+        """Take over what export_state() gave, in pieces of any size; called before mounted(). ValueError if that
+        cannot be read. `portable`: it comes from elsewhere, and must not lead out of the source. What is not found
+        any more is ESTALE when it is used."""
+        raise NotImplementedError
 
     # -- names --------------------------------------------------------------------------------------------------------
 
@@ -184,6 +207,18 @@ class Filesystem:
         `flags`: FUSE_WRITE_CACHE 1 (write-back, the caller's identity is unknown), FUSE_WRITE_KILL_SUIDGID 4."""
         raise _absent()
 
+    def map(
+        self, req: Request, nodeid: int, fh: int | None, offset: int, length: int, intent: int
+    ) -> FileRange | None:
+        """Where `length` bytes from `offset` are, or belong when they are written: the transport moves them itself.
+
+        `intent` is of MAP_READ, MAP_WRITE, MAP_CACHED and MAP_SHARED (fs.values). With MAP_SHARED `fh` is None, and
+        the fd must allow what MAP_READ and MAP_WRITE say. None: no such place, so read() or write() is called instead,
+        as for writes that have to clear setuid bits. Not on the wire; a class that overrides read() or write() without
+        map() has none.
+        """
+        raise _absent()
+
     def flush(self, req: Request, nodeid: int, fh: int, lock_owner: int) -> None:
         """One descriptor of the open file was closed; errors reach close(2). POSIX locks of `lock_owner` end."""
         raise _absent()
@@ -276,7 +311,7 @@ class Filesystem:
         raise _absent()
 
 
-_LIFE = frozenset({"mounted", "destroyed", "operations"})
+_LIFE = frozenset({"mounted", "destroyed", "operations", "renumber", "export_state", "import_state"})
 
 OPERATION_NAMES: frozenset[str] = frozenset(
     name
@@ -284,6 +319,15 @@ OPERATION_NAMES: frozenset[str] = frozenset(
     if inspect.isfunction(value) and name[0] != "_" and name not in _LIFE
 )
 """The methods that are operations."""
+
+
+def map_is_current(cls: type) -> bool:
+    """Does map() speak for read() and write()? Not if a subclass has put others in their place."""
+
+    def depth(name: str) -> int:
+        return next(at for at, base in enumerate(cls.__mro__) if name in vars(base))
+
+    return depth("map") <= min(depth("read"), depth("write"))
 
 
 def check_method_names(cls: type, known: frozenset[str]) -> None:

@@ -6,8 +6,8 @@ path where it has a node, so growing up means changing `path` to `nodeid`. What 
 
 - There is no lookup() and no forget(): the adapter asks getattr(), and keeps the table of nodes.
 - listdir(req, path) -> names is enough for a directory; readdir() may be had instead.
-- mkdir, mknod, symlink, link and setattr may return Attr, or None: then getattr() is asked. create returns Opened.
-- tmpfile is left out: a file without a name has no path.
+- mkdir, mknod, symlink, link and setattr may return Attr, or None: then getattr() is asked. create and tmpfile return
+  Opened, and getattr() is asked by the new handle.
 
 The smallest filesystem that can be read has getattr, listdir and read.
 
@@ -17,6 +17,8 @@ one node: hard links, whose attributes and pages the peer then shares.
 A file may lose its name while it is open. Its handle goes on working: the methods that get a non-zero `fh` are still
 called, with the path the file last had, where by now there may be another file. So a filesystem with unlink() or
 rename() works by `fh` where it gets one; files opened with `fh` 0 are ESTALE once their name is gone, without asking.
+A file made by tmpfile() has no name to begin with: its methods get the path of the directory it was made in, until
+link() has given it one.
 
 rename, unlink and rmdir are exclusive: no other method runs meanwhile (locks, poll, ioctl and release excepted), so
 that no path goes bad in a method's hands. Filesystems with coroutines see to that themselves.
@@ -77,7 +79,8 @@ class PathFilesystem:
         """The connection is up."""
 
     def destroyed(self) -> None:
-        """The peer is gone: every handle is closed."""
+        """The peer is gone, and release() or releasedir() was called for every handle, unless it is a coroutine, which
+        nobody could wait for here."""
 
     # -- names ---------------------------------------------------------------------------------------------------------
 
@@ -105,8 +108,8 @@ class PathFilesystem:
         """Move a name; what was at `newpath` is replaced. `flags`: RENAME_NOREPLACE 1, RENAME_EXCHANGE 2."""
         raise _absent()
 
-    def link(self, req: Request, path: str, newpath: str) -> Attr | None:
-        """Give a file another name. Both should then show the same Attr.ino."""
+    def link(self, req: Request, path: str, newpath: str, fh: int | None) -> Attr | None:
+        """Give a file another name. Both should then show the same Attr.ino. `fh`: it has no name, as by tmpfile()."""
         raise _absent()
 
     def readlink(self, req: Request, path: str) -> str:
@@ -159,6 +162,11 @@ class PathFilesystem:
 
     def create(self, req: Request, path: str, mode: int, umask: int, flags: int) -> Opened:
         """Make and open a regular file."""
+        raise _absent()
+
+    def tmpfile(self, req: Request, path: str, mode: int, umask: int, flags: int) -> Opened:
+        """Make and open a file without a name in the directory `path`; `fh` must not be 0. link() may name it later
+        unless O_EXCL."""
         raise _absent()
 
     def read(self, req: Request, path: str, fh: int, size: int, offset: int) -> Buffer | FileRange:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import errno
 import inspect
+import logging
 import stat
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -25,6 +26,8 @@ from transfuse.fs.values import Attr, AttrChanges, DirEntry, Entry, Features, Op
 __all__ = ["PathAdapter"]
 
 T = TypeVar("T")
+
+log = logging.getLogger("transfuse.fs")
 
 UNKNOWN_INO = 0xFFFF_FFFF
 """Shown in listings for names whose number is not known (0 would hide them from some programs), as libfuse does."""
@@ -126,10 +129,32 @@ class PathAdapter(Filesystem):
         self.fs.mounted(connection)
 
     def destroyed(self) -> None:
-        """The table is emptied."""
+        """What is open is closed, and the table emptied."""
         with self._lock:
+            left = [
+                (node.is_dir, self._nodes.path(node) or node.last_path, fh, flags)
+                for node, fh, flags in self._nodes.open_handles()
+            ]
             self._nodes.clear()
+        failure: Exception | None = None
+        for is_dir, path, fh, flags in left:
+            if inspect.iscoroutinefunction(self.fs.releasedir if is_dir else self.fs.release):
+                continue
+            try:
+                self._close(Request(), is_dir, path, fh, flags)
+            except OSError as error:
+                log.debug("handle %d of %r, closed at the end: %s", fh, path, error)
+            except Exception as error:  # noqa: BLE001  the others are closed all the same
+                failure = failure or error
         self.fs.destroyed()
+        if failure is not None:
+            raise failure
+
+    def _close(self, req: Request, is_dir: bool, path: str, fh: int, flags: int) -> Any:
+        """Close a handle that the peer will not (any more)."""
+        if is_dir:
+            return self.fs.releasedir(req, path, fh, flags) if "releasedir" in self._has else None
+        return self.fs.release(req, path, fh, flags, 0, False) if "release" in self._has else None
 
     def node_count(self) -> int:
         """How many nodes the peer holds, the root included."""
@@ -159,7 +184,7 @@ class PathAdapter(Filesystem):
         with self._lock:
             node = self._nodes.get(nodeid)
             if not fh and node.handles and self._nodes.path(node) is None:
-                fh = node.handles[-1]
+                fh = next(reversed(node.handles))
         return self._path(nodeid, fh), fh
 
     def _child(self, parent: int, name: bytes) -> str:
@@ -237,7 +262,18 @@ class PathAdapter(Filesystem):
         return _finish(self._link(req, nodeid, newparent, newname))
 
     async def _link(self, req: Request, nodeid: int, newparent: int, newname: bytes) -> Entry:
-        return await self._made(req, newparent, newname, lambda path: self.fs.link(req, self._path(nodeid), path))
+        with self._shared():
+            path, fh = self._path_and_handle(nodeid, None)
+            newpath = self._child(newparent, newname)
+            attr = await _value(self.fs.link(req, path, newpath, fh))
+            if attr is None:
+                attr = await _value(self.fs.getattr(req, newpath, None))
+            if not fh:
+                return self._remember(newparent, newname, attr)
+            with self._lock:
+                nodes = self._nodes
+                nodes.attach(nodes.get(nodeid), nodes.get(newparent), _text(newname))
+            return Entry(self._numbered(attr, nodeid), nodeid)
 
     async def _call(self, name: str, *args: Any) -> Any:
         return await _value(getattr(self.fs, name)(*args))
@@ -346,9 +382,32 @@ class PathAdapter(Filesystem):
 
     async def _open(self, req: Request, nodeid: int, flags: int) -> Opened:
         with self._shared():
-            opened: Opened = await _value(self.fs.open(req, self._path(nodeid), flags))
-            self._opened(nodeid, opened)
+            path = self._path(nodeid)
+            opened: Opened = await _value(self.fs.open(req, path, flags))
+            await self._keep(req, nodeid, False, path, opened, flags)
             return opened
+
+    def opendir(self, req: Request, nodeid: int, flags: int) -> Opened:
+        """Notes the handle."""
+        return _finish(self._opendir(req, nodeid, flags))
+
+    async def _opendir(self, req: Request, nodeid: int, flags: int) -> Opened:
+        with self._shared():
+            path = self._path(nodeid)
+            opened: Opened = await _value(self.fs.opendir(req, path, flags))
+            await self._keep(req, nodeid, True, path, opened, flags)
+            return opened
+
+    async def _keep(self, req: Request, nodeid: int, is_dir: bool, path: str, opened: Opened, flags: int) -> None:
+        """Note the handle. If the peer has left meanwhile nobody will ever close it, so that is done here."""
+        if not opened.fh:
+            return
+        try:
+            with self._lock:
+                self._nodes.opened(self._nodes.get(nodeid), opened.fh, flags)
+        except OSError:
+            await _value(self._close(req, is_dir, path, opened.fh, flags))
+            raise
 
     def create(self, req: Request, parent: int, name: bytes, mode: int, umask: int, flags: int) -> tuple[Entry, Opened]:
         """create() and getattr() by the new handle."""
@@ -360,24 +419,55 @@ class PathAdapter(Filesystem):
         with self._shared():
             path = self._child(parent, name)
             opened: Opened = await _value(self.fs.create(req, path, mode, umask, flags))
-            attr = await _value(self.fs.getattr(req, path, opened.fh))
-            entry = self._remember(parent, name, attr)
-            self._opened(entry.nodeid, opened)
+            entry = await self._entry_of(req, path, opened, flags, lambda attr: self._remember(parent, name, attr))
             return entry, opened
 
-    def _opened(self, nodeid: int, opened: Opened) -> None:
-        if opened.fh:
-            with self._lock:
-                self._nodes.get(nodeid).handles.append(opened.fh)
+    def tmpfile(self, req: Request, parent: int, mode: int, umask: int, flags: int) -> tuple[Entry, Opened]:
+        """tmpfile() and getattr() by the new handle."""
+        return _finish(self._tmpfile(req, parent, mode, umask, flags))
 
-    def release(self, req: Request, nodeid: int, fh: int, flags: int, lock_owner: int, flock_unlock: bool) -> None:
-        """Called whether or not the file still has a name."""
+    async def _tmpfile(self, req: Request, parent: int, mode: int, umask: int, flags: int) -> tuple[Entry, Opened]:
+        with self._shared():
+            path = self._path(parent)
+            opened: Opened = await _value(self.fs.tmpfile(req, path, mode, umask, flags))
+            if not opened.fh:
+                raise RuntimeError(f"{type(self.fs).__name__}.tmpfile() gave no handle: nothing leads to the file")
+            entry = await self._entry_of(req, path, opened, flags, lambda attr: self._remember_nameless(path, attr))
+            return entry, opened
+
+    async def _entry_of(
+        self, req: Request, path: str, opened: Opened, flags: int, remember: Callable[[Attr], Entry]
+    ) -> Entry:
+        """The entry of a file that was just made and opened."""
+        try:
+            entry = remember(await _value(self.fs.getattr(req, path, opened.fh)))
+        except BaseException:
+            if opened.fh:
+                await _value(self._close(req, False, path, opened.fh, flags))
+            raise
+        await self._keep(req, entry.nodeid, False, path, opened, flags)
+        return entry
+
+    def _remember_nameless(self, path: str, attr: Attr) -> Entry:
+        with self._lock:
+            node = self._nodes.add_nameless(attr.ino, path)
+        return Entry(self._numbered(attr, node.nodeid), node.nodeid)
+
+    def _closed(self, nodeid: int, fh: int) -> str:
+        """The path of an open node, the last one if it has no name; the handle is not open any more."""
         with self._lock:
             node = self._nodes.get(nodeid)
             path = self._nodes.path(node) or node.last_path
-            if fh in node.handles:
-                node.handles.remove(fh)
-        return self.fs.release(req, path, fh, flags, lock_owner, flock_unlock)
+            self._nodes.closed(node, fh)
+        return path
+
+    def release(self, req: Request, nodeid: int, fh: int, flags: int, lock_owner: int, flock_unlock: bool) -> None:
+        """Called whether or not the file still has a name."""
+        return self.fs.release(req, self._closed(nodeid, fh), fh, flags, lock_owner, flock_unlock)
+
+    def releasedir(self, req: Request, nodeid: int, fh: int, flags: int) -> None:
+        """Called whether or not the directory still has a name."""
+        return self.fs.releasedir(req, self._closed(nodeid, fh), fh, flags)
 
     # -- directories ---------------------------------------------------------------------------------------------------
 
@@ -427,9 +517,9 @@ def _pass_on_named(name: str) -> Callable[..., Any]:
 
 WITH_HANDLE = frozenset(
     {"read", "write", "flush", "fsync", "fallocate", "lseek", "ioctl", "poll", "getlk", "setlk", "flock"}
-    | {"releasedir", "fsyncdir"}
+    | {"fsyncdir"}
 )
-BY_NODE = WITH_HANDLE | {"access", "statfs", "opendir", "syncfs"}
+BY_NODE = WITH_HANDLE | {"access", "statfs", "syncfs"}
 BY_NODE_AND_NAME = frozenset({"getxattr", "setxattr", "removexattr"})
 
 for _name in sorted(BY_NODE | BY_NODE_AND_NAME):

@@ -2,7 +2,7 @@
 
 A node may have several names (hard links), one, or none (unlinked, but still open or remembered). A name belongs to a
 directory node, so a renamed directory takes everything below it along without a word. A node stays while the peer holds
-lookups of it, or while it has children in the table, whichever order the forgets come in.
+lookups of it, while it is open, or while it has children in the table, in whichever order these end.
 
 The table knows only what the peer was told. It is not thread-safe by itself: the adapter holds one lock around it.
 """
@@ -35,8 +35,8 @@ class PathNode:
         self.nlookup = 0
         self.names: list[tuple[PathNode, str]] = []
         self.children: dict[str, PathNode] = {}
-        self.handles: list[int] = []
-        """Open handles, for getattr() of a file that has no name any more."""
+        self.handles: dict[int, tuple[int, int]] = {}
+        """Open handles: how often each was given out, and the flags of its (last) open."""
         self.last_path = "/"
 
 
@@ -109,6 +109,44 @@ class PathNodes:
             self._by_ino[ino] = node
         return node
 
+    def add_nameless(self, ino: int, path: str) -> PathNode:
+        """A node, with one lookup, for a file that has no name yet. It shows `path` until it gets one."""
+        node = self._new(0, False)
+        node.ino = ino  # not found by its number: with its last handle that may be someone else's
+        node.nlookup = 1
+        node.last_path = path
+        return node
+
+    def attach(self, node: PathNode, parent: PathNode, name: str) -> None:
+        """A node without a name gets one, and one more lookup; whatever had the name loses it."""
+        self.detach(parent, name)
+        parent.children[name] = node
+        node.names.append((parent, name))
+        node.nlookup += 1
+        if node.ino:
+            self._by_ino.setdefault(node.ino, node)
+
+    def opened(self, node: PathNode, fh: int, flags: int) -> None:
+        """The node is open by this handle."""
+        count, _ = node.handles.get(fh, (0, 0))
+        node.handles[fh] = count + 1, flags
+
+    def closed(self, node: PathNode, fh: int) -> None:
+        """A handle is closed; one that is not known is nothing to us."""
+        count, flags = node.handles.pop(fh, (0, 0))
+        if count > 1:
+            node.handles[fh] = count - 1, flags
+        self._settle(node)
+
+    def open_handles(self) -> list[tuple[PathNode, int, int]]:
+        """Node, handle and flags of every open there is."""
+        return [
+            (node, fh, flags)
+            for node in self._nodes.values()
+            for fh, (count, flags) in node.handles.items()
+            for _ in range(count)
+        ]
+
     def detach(self, parent: PathNode, name: str) -> None:
         """The name is gone. The node lives on as long as the peer holds it."""
         node = parent.children.pop(name, None)
@@ -168,7 +206,7 @@ class PathNodes:
         ahead = [node]
         while ahead:
             node = ahead.pop()
-            if node.nlookup or node.children or node is self.root or node.nodeid not in self._nodes:
+            if node.nlookup or node.children or node.handles or node is self.root or node.nodeid not in self._nodes:
                 continue
             del self._nodes[node.nodeid]
             if node.ino and self._by_ino.get(node.ino) is node:
@@ -181,5 +219,6 @@ class PathNodes:
     def clear(self) -> None:
         """The peer is gone."""
         self.root.children.clear()
+        self.root.handles.clear()
         self._nodes = {self.root.nodeid: self.root}
         self._by_ino.clear()

@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, NewType
 
 __all__ = [
+    "MAP_CACHED",
+    "MAP_READ",
+    "MAP_SHARED",
+    "MAP_WRITE",
     "ROOT_ID",
     "Attr",
     "AttrChanges",
@@ -32,6 +36,15 @@ FileHandle = NewType("FileHandle", int)
 
 ROOT_ID = NodeId(1)
 """The nodeid of the root directory, in every FUSE filesystem."""
+
+MAP_READ = 1
+"""map(): the bytes will be read."""
+MAP_WRITE = 2
+"""map(): the bytes will be written."""
+MAP_CACHED = 4
+"""map(): what will be written is a page of the peer's cache, which has its place even in a file open for appending."""
+MAP_SHARED = 8
+"""map(): the peer will map the fd into memory and use it for as long as it likes; it asks without an open file."""
 
 
 class Attr:
@@ -231,10 +244,11 @@ class Opened:
 
 
 class FileRange:
-    """A read() result that says where the bytes are instead of carrying them: `length` bytes of `fd` from `offset`.
+    """A read() or map() result that says where the bytes are instead of carrying them: `length` bytes of `fd` from
+    `offset`.
 
     The transport moves them without a copy through a Python object. Fewer bytes may arrive at the end of the file.
-    `owner` is whatever keeps `fd` open; it is held until the bytes were fetched, so that a release at the same moment
+    `owner` is whatever keeps `fd` open; it is held until the bytes were moved, so that a release at the same moment
     cannot give the number to another file.
     """
 
@@ -252,7 +266,9 @@ class AttrChanges:
     """What setattr() is asked to change; None leaves a field alone.
 
     `atime_now`/`mtime_now`: set to the server's current time. `kill_suidgid`: the caller lacks CAP_FSETID, so a change
-    of size or owner clears setuid, and setgid where group execute is set.
+    of size or owner clears setuid, and setgid where group execute is set. Nothing at all is asked (`is_empty`) by
+    chown(path, -1, -1), and by Linux before it changes a file's data by itself or sends a WRITE for a caller who may
+    not keep setuid and setgid: both mean that these are to be cleared.
     """
 
     mode: int | None = None
@@ -266,6 +282,15 @@ class AttrChanges:
     mtime_now: bool = False
     lock_owner: int | None = None
     kill_suidgid: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """No change is asked for; ctime may be there, which the peer sends along while it collects writes."""
+        return (
+            self.mode is self.uid is self.gid is self.size is self.atime_ns is self.mtime_ns is None
+            and not self.atime_now
+            and not self.mtime_now
+        )
 
 
 @dataclass(slots=True)

@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from transfuse.fs.base import OPERATION_NAMES, Filesystem
+from transfuse.fs.base import OPERATION_NAMES, Filesystem, map_is_current
 from transfuse.fs.path import PathFilesystem
 from transfuse.fs.request import Request
-from transfuse.fs.values import ROOT_ID, DirEntry, Entry, IoctlResult, Opened
+from transfuse.fs.values import MAP_WRITE, ROOT_ID, DirEntry, Entry, FileRange, IoctlResult, Opened
 
 __all__ = ["ReadOnly", "Subdirectory", "Wrapper", "then"]
 
@@ -39,11 +39,13 @@ def then(found: T | Awaitable[T], use: Callable[[T], U]) -> U:
 
 
 class Wrapper(Filesystem):
-    """Forwards everything to `inner`. Override the operations to change, and call self.inner's."""
+    """Forwards everything to `inner`. Override the operations to change, and call self.inner's. Data of a wrapper that
+    overrides read() or write() goes through these; say map() as well if it need not."""
 
     def __init__(self, inner: Filesystem | PathFilesystem) -> None:
         self.inner = inner if isinstance(inner, Filesystem) else inner.as_filesystem()
         self.features = self.inner.features
+        self.keeps_state = self.inner.keeps_state
         for name in OPERATION_NAMES:
             own = getattr(type(self), name)
             theirs = getattr(self.inner, name)
@@ -61,7 +63,8 @@ class Wrapper(Filesystem):
 
     def operations(self) -> frozenset[str]:
         """Exactly those of what is wrapped."""
-        return self.inner.operations()
+        found = self.inner.operations()
+        return found if map_is_current(type(self)) else found - {"map"}
 
     def mounted(self, connection: Any) -> None:
         """Passed on."""
@@ -70,6 +73,18 @@ class Wrapper(Filesystem):
     def destroyed(self) -> None:
         """Passed on."""
         self.inner.destroyed()
+
+    def renumber(self, epoch: int) -> None:
+        """Passed on."""
+        self.inner.renumber(epoch)
+
+    def export_state(self, portable: bool) -> Iterable[bytes]:
+        """Passed on."""
+        return self.inner.export_state(portable)
+
+    def import_state(self, state: Iterable[bytes], portable: bool) -> None:
+        """Passed on."""
+        self.inner.import_state(state, portable)
 
 
 def _refuse(name: str) -> Callable[..., Any]:
@@ -111,6 +126,14 @@ class ReadOnly(Wrapper):
             raise OSError(errno.EROFS, "the filesystem is read-only")
         return self.inner.access(req, nodeid, mask)
 
+    def map(
+        self, req: Request, nodeid: int, fh: int | None, offset: int, length: int, intent: int
+    ) -> FileRange | None:
+        """EROFS for writing."""
+        if intent & MAP_WRITE:
+            raise OSError(errno.EROFS, "the filesystem is read-only")
+        return self.inner.map(req, nodeid, fh, offset, length, intent)
+
     def ioctl(
         self, req: Request, nodeid: int, fh: int, cmd: int, arg: int, data: bytes, out_size: int, flags: int
     ) -> IoctlResult | bytes | int:
@@ -147,6 +170,7 @@ class Subdirectory(Wrapper):
 
     def __init__(self, inner: Filesystem | PathFilesystem, path: str | bytes) -> None:
         super().__init__(inner)
+        self.keeps_state = False  # its own lookup and the peer's of the directory are counted here
         if inspect.iscoroutinefunction(self.inner.lookup):
             raise TypeError("Subdirectory can't walk a filesystem whose lookup() is a coroutine")
         raw = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")

@@ -10,23 +10,25 @@ import errno
 import itertools
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from transfuse.errors import RemoteProtocolError
 from transfuse.fs.base import Filesystem
 from transfuse.fs.request import Request
-from transfuse.fs.values import Entry, Opened, Statfs
-from transfuse.session.calls import Calls
+from transfuse.fs.values import MAP_READ, MAP_SHARED, MAP_WRITE, Entry, Opened, Statfs
+from transfuse.session.calls import MAX_OFFSET, Calls
 from transfuse.session.directories import Listings
-from transfuse.session.negotiate import Connection
+from transfuse.session.negotiate import MAP_ALIGNMENT, Connection
 from transfuse.session.replies import Replies
 from transfuse.wire import flags as f
 from transfuse.wire.decode import IN_HEADER_SIZE, minimum_length
 from transfuse.wire.encode import Message
 from transfuse.wire.layout import Buffer
 from transfuse.wire.opcodes import OPERATIONS, Opcode
+from transfuse.wire.structs import RemovemappingOne
 
 if TYPE_CHECKING:
-    from transfuse.session.server import ServerSession
+    from transfuse.session.server import ServerSession, WindowHost
 
 __all__ = ["Row", "build_rows"]
 
@@ -35,6 +37,7 @@ Reply = Callable[[Request, Any], "Message | None"]
 Row = tuple[Call, Reply, "Callable[[Buffer, int], tuple[Any, ...]] | None", int, int, bool]
 """call, reply, unpacker of the structure, its size, least length of the request, may carry extensions."""
 
+MAP_PAGE = 1 << MAP_ALIGNMENT
 MAX_DIR_REPLY = 1 << 20
 """Most bytes of one READDIR reply, whatever the peer asks for."""
 
@@ -74,6 +77,7 @@ class _Special:
 
     def __init__(self, session: ServerSession, calls: Calls, replies: Replies, operations: frozenset[str]) -> None:
         self.session = session
+        self.window: WindowHost = cast("WindowHost", session.host)
         self.calls = calls
         self.replies = replies
         self.fs = calls.fs
@@ -165,6 +169,34 @@ class _Special:
     def forget(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> Any:
         return self.calls.forget(req, args, buffer, at, end) if "forget" in self.has else None
 
+    def setupmapping(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> None:
+        """Linux names no open file (fh is all ones): the filesystem opens the node for as long as it is mapped."""
+        _, foffset, length, flags, moffset = args
+        self._check_window(moffset, length)
+        if foffset % MAP_PAGE or foffset + length > MAX_OFFSET:
+            raise RemoteProtocolError(f"setupmapping_in.foffset at offset 48: {foffset:#x}")
+        writable = bool(flags & f.FUSE_SETUPMAPPING_FLAG_WRITE)
+        intent = MAP_SHARED | MAP_READ | (MAP_WRITE if writable else 0)
+        found = self.fs.map(req, req.nodeid, None, foffset, length, intent)
+        if found is None:
+            raise OSError(errno.ENODEV, "the file cannot be mapped")
+        self.window.window_map(found.fd, found.offset, min(length, found.length), moffset, writable, found.owner)
+
+    def removemapping(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> None:
+        if args[0] * RemovemappingOne.SIZE != end - at:
+            raise RemoteProtocolError(f"removemapping_in.count at offset 40 says {args[0]}, {end - at} bytes follow")
+        ranges = list(RemovemappingOne.codec(self.calls.connection.order).iter_unpack(bytes(buffer[at:end])))
+        for moffset, length in ranges:
+            self._check_window(moffset, length)
+        for moffset, length in ranges:
+            self.window.window_unmap(moffset, length)
+
+    def _check_window(self, moffset: int, length: int) -> None:
+        if moffset % MAP_PAGE or length % MAP_PAGE or not length or moffset + length > self.session.limits.window:
+            raise RemoteProtocolError(
+                f"{length:#x} bytes at {moffset:#x} of a DAX window of {self.session.limits.window:#x}"
+            )
+
 
 # opcode → (operation it needs, Calls method, Replies method); operations that are absent become ENOSYS.
 _PLAIN: dict[Opcode, tuple[str, str, str]] = {
@@ -215,6 +247,10 @@ def build_rows(
         opcode: (getattr(calls, call) if needs in operations else _absent, getattr(replies, reply))
         for opcode, (needs, call, reply) in _PLAIN.items()
     }
+    if connection.has(f.FUSE_WRITEBACK_CACHE):
+        # The peer asks without sending first what it has collected (fs/fuse/file.c, fuse_lseek), so the answer could
+        # call data a hole, and a copying program would lose them. Without an answer all of a file counts as data.
+        pairs[Opcode.LSEEK] = (_absent, replies.lseek)
     if "statfs" not in operations:  # statfs(2) and df must work; ENOSYS would reach the application
         pairs[Opcode.STATFS] = (lambda *_: Statfs(), replies.statfs)
     pairs[Opcode.FORGET] = (special.forget, replies.nothing)
@@ -231,6 +267,9 @@ def build_rows(
     locks = bool({"setlk", "flock"} & operations)
     pairs[Opcode.SETLK] = (calls.setlk if locks else _absent, replies.empty)
     pairs[Opcode.SETLKW] = (calls.setlkw if locks else _absent, replies.empty)
+    mapped = bool(session.limits.window) and "map" in operations
+    pairs[Opcode.SETUPMAPPING] = (special.setupmapping if mapped else _absent, replies.empty)
+    pairs[Opcode.REMOVEMAPPING] = (special.removemapping if mapped else _absent, replies.empty)
     owner = session.limits.owner
     if owner is not None:
         for opcode in pairs.keys() - _FOR_OPEN_FILES:

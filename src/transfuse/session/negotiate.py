@@ -27,6 +27,9 @@ MIN_MINOR = 27
 """Oldest peers that are served (RHEL 8 guests speak 7.27); older ones get EPROTO."""
 
 PAGE = 4096
+MAP_ALIGNMENT = 12
+"""What offsets and lengths of DAX mappings are multiples of, as a power of two: pages, which is what can be mapped.
+Linux asks for 2 MiB at a time."""
 MAX_PAGES = 256
 """Most pages of one request: Linux's default fs.fuse.max_pages_limit. 1 MiB with 4 KiB pages."""
 
@@ -45,6 +48,8 @@ class Limits:
     """The peer's kernel checks permissions by mode bits (a mount option)."""
     owner: int | None = None
     """With a uid: only it and root may use the filesystem (mount option allow_root, which the kernel does not have)."""
+    window: int = 0
+    """Bytes of the DAX window, through which a virtio-fs peer reads and writes files by itself; 0: there is none."""
 
 
 @dataclass(slots=True)
@@ -169,6 +174,7 @@ def negotiate(
         max_pages=max_pages if agreed & f.FUSE_MAX_PAGES else 0,
         max_stack_depth=features.max_stack_depth if agreed & f.FUSE_PASSTHROUGH else 0,
         request_timeout=features.request_timeout_s if agreed & f.FUSE_REQUEST_TIMEOUT else 0,
+        map_alignment=MAP_ALIGNMENT if agreed & f.FUSE_MAP_ALIGNMENT else 0,
     )
     connection = Connection(order, minor, offer.minor, offered, agreed, max_write, max_pages, readahead, granted)
     return reply, connection
@@ -198,6 +204,10 @@ def _agree(offered: int, minor: int, operations: frozenset[str], features: Featu
     # Linux refuses passthrough together with write-back (fs/fuse/inode.c, process_init_reply).
     if passthrough and minor >= 40 and not agreed & f.FUSE_WRITEBACK_CACHE and features.max_stack_depth in (1, 2):
         agreed |= offered & f.FUSE_PASSTHROUGH
+    if limits.window and "map" in operations:
+        agreed |= offered & f.FUSE_MAP_ALIGNMENT
+        if minor >= 36:
+            agreed |= offered & f.FUSE_HAS_INODE_DAX
     if features.request_timeout_s and minor >= 43:
         agreed |= offered & f.FUSE_REQUEST_TIMEOUT
     return agreed

@@ -8,6 +8,7 @@ filesystem's bug.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Any
 
 from transfuse.fs.request import Request
@@ -22,7 +23,7 @@ try:
 except ImportError:
     _native = None  # type: ignore[assignment]  # the plain form: struct.Struct below
 
-__all__ = ["Replies", "encode_rdev", "split_timeout"]
+__all__ = ["DaxReplies", "Replies", "encode_rdev", "split_timeout"]
 
 NS = 1_000_000_000
 U32 = 0xFFFF_FFFF
@@ -34,6 +35,8 @@ MAX_LINK_TARGET = 4095
 MAX_TIMEOUT_S = 0x7FFF_FFFF
 """Longest timeout sent, 68 years: what Linux can still add to its clock without overflow."""
 
+REGULAR = 8
+"""S_IFREG >> 12."""
 STATX_BASIC = 0x7FF
 STATX_BTIME = 0x800
 
@@ -188,6 +191,9 @@ class Replies:
 
     def created(self, req: Request, entry: Entry, fh: int, open_flags: int, backing_id: int) -> bytes:
         """entry_out and open_out of CREATE and TMPFILE."""
+        if _native is not None and entry.attr is not None:  # 0.5 µs instead of 1.4
+            timeouts = self._timeouts(entry, entry.attr)
+            return _native.create_reply(self.order, req.unique, *timeouts, entry, fh, open_flags, backing_id)
         return self._pack_create(160, 0, req.unique, *self.entry_values(entry), fh, open_flags, backing_id)
 
     def data(self, req: Request, value: Any) -> Message:
@@ -323,3 +329,39 @@ class Replies:
             0,
         )
         return self._pack_statx(304, 0, req.unique, valid, valid_nsec, 0, *stat)
+
+
+class DaxReplies(Replies):
+    """Replies to a peer that reads and writes marked files through its DAX window. `suits(size)`: it can do so with all
+    of a regular file of this size."""
+
+    def __init__(self, connection: Connection, suits: Callable[[int], bool]) -> None:
+        super().__init__(connection)
+        self._suits = suits
+
+    def _mark(self, attr: Attr) -> None:
+        suitable = attr.mode >> 12 == REGULAR and self._suits(attr.size)
+        attr.flags = attr.flags & ~f.FUSE_ATTR_DAX | (f.FUSE_ATTR_DAX if suitable else 0)
+
+    def attr(self, req: Request, value: Attr) -> bytes:
+        """attr_out."""
+        self._mark(value)
+        return super().attr(req, value)
+
+    def entry(self, req: Request, value: Entry) -> bytes:
+        """entry_out."""
+        if value.attr is not None:
+            self._mark(value.attr)
+        return super().entry(req, value)
+
+    def entry_into(self, out: bytearray, at: int, entry: Entry) -> None:
+        """entry_out of a found name at `at` of a listing."""
+        if entry.attr is not None:
+            self._mark(entry.attr)
+        super().entry_into(out, at, entry)
+
+    def created(self, req: Request, entry: Entry, fh: int, open_flags: int, backing_id: int) -> bytes:
+        """entry_out and open_out of CREATE and TMPFILE."""
+        if entry.attr is not None:
+            self._mark(entry.attr)
+        return super().created(req, entry, fh, open_flags, backing_id)

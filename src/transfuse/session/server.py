@@ -15,39 +15,43 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from inspect import iscoroutinefunction
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from transfuse.errors import RemoteProtocolError
 from transfuse.fs.base import OPERATION_NAMES, Filesystem
 from transfuse.fs.request import Request
-from transfuse.fs.values import Entry, Opened
-from transfuse.session.calls import Blocking
+from transfuse.fs.values import MAP_CACHED, MAP_WRITE, Entry, Opened
+from transfuse.quiet import QuietLog, standstill
+from transfuse.session.calls import MAX_OFFSET, Blocking
 from transfuse.session.directories import listed_nodes
 from transfuse.session.dispatch import Row, build_rows
 from transfuse.session.negotiate import Connection, Limits, negotiate
 from transfuse.session.notify import Notifier
 from transfuse.session.passthrough import PassthroughTable
-from transfuse.session.replies import Replies
+from transfuse.session.replies import DaxReplies, Replies
+from transfuse.session.state import export_session, import_session
 from transfuse.wire import flags as f
 from transfuse.wire.decode import (
     IN_HEADER,
     IN_HEADER_SIZE,
+    OUT_HEADER_SIZE,
     byte_order_of_init,
     check_header,
     decode_init,
     decode_supplementary_groups,
 )
-from transfuse.wire.encode import Message, RangeReply, encode_error, message_struct
+from transfuse.wire.encode import Message, RangeReply, RangeWrite, encode_error, message_struct
 from transfuse.wire.layout import Buffer, ByteOrder
 from transfuse.wire.opcodes import Opcode, opcode_name
-from transfuse.wire.structs import BatchForgetIn, EntryOut, ForgetOne, InitOut, NotifyRetrieveIn, OpenOut
+from transfuse.wire.structs import BatchForgetIn, EntryOut, ForgetOne, InitOut, NotifyRetrieveIn, OpenOut, WriteIn
 
-__all__ = ["Channel", "Executor", "Host", "ServerSession"]
+__all__ = ["Channel", "DetachedChannel", "Executor", "Host", "ServerSession", "WindowHost", "check_filesystem"]
 
 log = logging.getLogger("transfuse.session")
 
@@ -79,6 +83,9 @@ _ENTRY_LIKE = frozenset(
         Opcode.TMPFILE,
     )
 )
+_WRITE = int(Opcode.WRITE)
+_WRITE_HEAD = IN_HEADER_SIZE + WriteIn.SIZE
+"""What is in front of a WRITE's payload, 80 bytes."""
 _TAKEN_BACK = _OPEN_LIKE | _CREATE_LIKE | _ENTRY_LIKE | {_READDIRPLUS}
 
 
@@ -90,8 +97,17 @@ class Channel(Protocol):
         ...
 
 
+class DetachedChannel(Channel, Protocol):
+    """The way of a WRITE whose payload was left where the peer put it."""
+
+    def copy_in(self, buffer: Buffer, at: int, offset: int, length: int) -> None:
+        """Copy `length` bytes of the request from `offset` into buffer[at:]."""
+        ...
+
+
 class Host(Protocol):
-    """What the transport can do for a session."""
+    """What the transport can do for a session. One whose requests take up room until they are answered may also have
+    `may_wait(channel) -> bool`: False when this one had better not wait for a lock."""
 
     def register_backing(self, fd: int) -> int:
         """Give the peer's kernel a backing file; a positive id, or OSError."""
@@ -107,6 +123,22 @@ class Host(Protocol):
 
     def groups_of(self, pid: int) -> tuple[int, ...]:
         """Supplementary groups of a process of the peer; empty when not known."""
+        ...
+
+
+class WindowHost(Protocol):
+    """What a transport with a DAX window (`Limits.window`) can do besides."""
+
+    def window_suits(self, size: int) -> bool:
+        """Can a file of this size be read to its end through the window?"""
+        ...
+
+    def window_map(self, fd: int, offset: int, length: int, at: int, writable: bool, owner: object) -> None:
+        """Have the peer find `length` bytes of `fd` from `offset` at `at` of its window. OSError if it cannot be."""
+        ...
+
+    def window_unmap(self, at: int, length: int) -> None:
+        """Take a range of the window back; what is not mapped there is passed over."""
         ...
 
 
@@ -135,14 +167,28 @@ _sample.close()
 BugHandler = Callable[[Request, BaseException], None]
 
 
-def log_bug(req: Request, error: BaseException) -> None:
-    """The default for exceptions that are no OSError: a traceback in the log, and the mount lives on. An unmount
-    instead would let a backup tool see an empty directory and delete its copy."""
-    log.error("%s of node %d failed in the filesystem", opcode_name(req.opcode), req.nodeid, exc_info=error)
+def log_bug(req: Request, error: BaseException, say: Callable[..., None] = log.error) -> None:
+    """For exceptions that are no OSError: a traceback in the log, and the mount lives on. An unmount instead would let
+    a backup tool see an empty directory and delete its copy."""
+    say("%s of node %d failed in the filesystem", opcode_name(req.opcode), req.nodeid, exc_info=error)
+
+
+def check_filesystem(filesystem: Filesystem) -> None:
+    """TypeError for one that can't be served at all."""
+    for name in ("mounted", "destroyed", "operations"):
+        if iscoroutinefunction(getattr(filesystem, name)):
+            raise TypeError(f"{type(filesystem).__name__}.{name}() can't be a coroutine: nobody waits for it")
+    missing = {"getattr", "lookup"} - filesystem.operations()
+    if missing:
+        raise TypeError(f"{type(filesystem).__name__} has no {' and no '.join(sorted(missing))}()")
 
 
 class ServerSession:
-    """One connection's server side. `handle` may be called from several threads at a time once INIT is answered."""
+    """One connection's server side. `handle` may be called from several threads at a time once INIT is answered.
+
+    `on_bug` is called for exceptions of the filesystem that are no OSError; by default they are logged. What the peer
+    can have logged is kept to a few lines by `clock`, which gives seconds (see transfuse.quiet).
+    """
 
     def __init__(
         self,
@@ -152,16 +198,12 @@ class ServerSession:
         limits: Limits | None = None,
         *,
         reinit: bool = False,
-        on_bug: BugHandler = log_bug,
+        on_bug: BugHandler | None = None,
+        clock: Callable[[], float] = standstill,
     ) -> None:
-        for name in ("mounted", "destroyed", "operations"):
-            if iscoroutinefunction(getattr(filesystem, name)):
-                raise TypeError(f"{type(filesystem).__name__}.{name}() can't be a coroutine: nobody waits for it")
+        check_filesystem(filesystem)
         self.filesystem = filesystem
         self.operations = filesystem.operations()
-        missing = {"getattr", "lookup"} - self.operations
-        if missing:
-            raise TypeError(f"{type(filesystem).__name__} has no {' and no '.join(sorted(missing))}()")
         self.coroutines = frozenset(
             name for name in OPERATION_NAMES & self.operations if iscoroutinefunction(getattr(filesystem, name))
         )
@@ -169,9 +211,17 @@ class ServerSession:
         self.executor = executor
         self.limits = limits or Limits()
         self.reinit = reinit
-        self.on_bug = on_bug
+        self._refusals = QuietLog(log, "refused requests", clock)
+        self._bugs = QuietLog(log, "failures of the filesystem", clock)
+        self.on_bug = on_bug or functools.partial(log_bug, say=self._bugs.error)
         self.connection: Connection | None = None
         """What was agreed; None before INIT."""
+        self.on_started: Callable[[], None] | None = None
+        """Called when an INIT was answered, before the answer is sent."""
+        self.on_ended: Callable[[], None] | None = None
+        """Called when a connection that was up has ended."""
+        self.init: tuple[bytes, bytes] | None = None
+        """The INIT that was answered, and the answer: what another session needs to go on (`resume`)."""
         self.notify: Notifier | None = None
         """Sends notifications; None before INIT and where the wire has none."""
         self.passthrough = PassthroughTable(host.register_backing, host.unregister_backing)
@@ -184,6 +234,9 @@ class ServerSession:
         self._early: dict[int, None] = {}
         """INTERRUPTs of requests that another worker has read but not registered yet, oldest first."""
         self._rows: dict[int, Row] = {}
+        self._map: Callable[..., Any] | None = None
+        self._write_in = WriteIn.codec("<").unpack_from
+        self._may_wait: Callable[[Channel], bool] | None = getattr(host, "may_wait", None)
         self._header = IN_HEADER["<"].unpack_from
         self._order: ByteOrder = "<"
 
@@ -233,6 +286,32 @@ class ServerSession:
         self.inflight.pop(unique, None)
         return message
 
+    def handle_detached(
+        self, buffer: Buffer, start: int, end: int, channel: DetachedChannel, size: int
+    ) -> Message | RangeWrite | None:
+        """As handle(), for a WRITE of which buffer[start:end] has the first 80 bytes and `channel` the other `size`.
+
+        A RangeWrite has the transport put them into a file; what needs more care than that is done by write().
+        """
+        length, opcode, unique, nodeid, uid, gid, pid, extlen = self._header(buffer, start)
+        put = self._map
+        if put is not None and opcode == _WRITE and not extlen and end - start == _WRITE_HEAD == length - size:
+            fh, offset, count, flags = self._write_in(buffer, start + IN_HEADER_SIZE)[:4]
+            if count == size and not flags & f.FUSE_WRITE_KILL_SUIDGID and offset + size <= MAX_OFFSET:
+                req = Request(unique, opcode, nodeid, uid, gid, pid)
+                try:
+                    found = put(
+                        req, nodeid, fh, offset, size, MAP_WRITE | (MAP_CACHED if flags & f.FUSE_WRITE_CACHE else 0)
+                    )
+                    if found is not None and found.length >= size:
+                        return RangeWrite(unique, self._order, found.fd, found.offset, size, found.owner)
+                except BaseException as error:  # noqa: BLE001  as in handle()
+                    return self._failed(req, error)
+        whole = bytearray(end - start + size)
+        whole[: end - start] = memoryview(buffer)[start:end]  # not copied again: the peer could have changed it
+        channel.copy_in(whole, end - start, end - start, size)
+        return self.handle(whole, 0, len(whole), channel)
+
     def _failed(self, req: Request, error: BaseException) -> Message | None:
         """The reply to a request that raised."""
         if isinstance(error, KeyboardInterrupt):
@@ -240,7 +319,7 @@ class ServerSession:
         if isinstance(error, OSError):
             number = error.errno if isinstance(error.errno, int) else errno.EIO
         elif isinstance(error, RemoteProtocolError):
-            log.warning("%s of node %d refused: %s", opcode_name(req.opcode), req.nodeid, error)
+            self._refusals.warning("%s of node %d refused: %s", opcode_name(req.opcode), req.nodeid, error)
             number = error.errno
         elif isinstance(error, MemoryError):
             number = errno.ENOMEM
@@ -283,6 +362,8 @@ class ServerSession:
 
         try:
             if value.__class__ is Blocking:
+                if self._may_wait is not None and not self._may_wait(channel):
+                    raise OSError(errno.ENOLCK, "too many requests wait for locks already")
                 self.executor.run_blocking(run_blocking)
             else:
                 self.executor.run_coroutine(run_coroutine())
@@ -370,7 +451,7 @@ class ServerSession:
                 self.end()
                 return message_struct(self._order).pack(16, 0, unique)
         except RemoteProtocolError as error:
-            log.warning("%s refused: %s", opcode_name(opcode), error)
+            self._refusals.warning("%s refused: %s", opcode_name(opcode), error)
             if opcode in (_BATCH_FORGET, _NOTIFY_REPLY, _FORGET):
                 return None
             return encode_error(self._order, unique, error.errno)
@@ -390,8 +471,11 @@ class ServerSession:
                 if self.connection is not None:
                     self.end()
                 self._start(connection)
+                self.init = bytes(memoryview(buffer)[start:end]), message
+                if self.on_started is not None:
+                    self.on_started()
         except RemoteProtocolError as error:
-            log.error("INIT refused: %s", error)
+            self._refusals.error("INIT refused: %s", error)
             self.refused = str(error)
             return encode_error(order, unique, error.errno)
         except Exception as error:  # noqa: BLE001  a limit that does not fit the wire, or mounted() failed
@@ -400,6 +484,44 @@ class ServerSession:
             self.on_bug(Request(unique, _INIT), error)
             return encode_error(order, unique, errno.EIO)
         return message
+
+    def resume(self, request: bytes, reply: bytes) -> None:
+        """Go on where a session left off that answered the INIT `request` by `reply`, as if it had been this one.
+
+        ValueError if this one would have agreed to something else, which the peer could not be told.
+        """
+        order = byte_order_of_init(request, 0, len(request))
+        if order is None or len(reply) != OUT_HEADER_SIZE + InitOut.SIZE:
+            raise ValueError("no INIT and its answer")
+        offer = decode_init(request, 0, len(request), order)
+        answer, connection = negotiate(offer, order, self._negotiable(), self.filesystem.features, self.limits)
+        before = InitOut.decode(reply, OUT_HEADER_SIZE, order)
+        differences = [
+            f"{name} {getattr(answer, name):#x}, was {getattr(before, name):#x}"
+            for name in ("minor", "flags", "flags2", "max_write", "max_pages", "map_alignment", "max_stack_depth")
+            if getattr(answer, name) != getattr(before, name)
+        ]
+        if differences:
+            raise ValueError(f"the peer has agreed to something else: {'; '.join(differences)}")
+        self._start(connection)
+        self.init = request, reply
+
+    @property
+    def keeps_state(self) -> bool:
+        """Another session can go on from what `export_state` gives."""
+        return self.filesystem.keeps_state
+
+    def renumber(self, epoch: int) -> None:
+        """Filesystem.renumber(), before anything is served."""
+        self.filesystem.renumber(epoch)
+
+    def export_state(self, portable: bool, with_filesystem: bool = True) -> Iterable[bytes]:
+        """See transfuse.session.state."""
+        return export_session(self, portable, with_filesystem)
+
+    def import_state(self, pieces: Iterable[bytes]) -> None:
+        """See transfuse.session.state."""
+        import_session(self, pieces)
 
     def _negotiable(self) -> frozenset[str]:
         """Operations that INIT flags may rest on: READDIRPLUS is made by calling lookup(), so that is no coroutine."""
@@ -415,7 +537,13 @@ class ServerSession:
         self._early.clear()
         self.connection = connection
         self.filesystem.mounted(connection)
-        self._rows = build_rows(self.filesystem, connection, Replies(connection), self)
+        self._write_in = WriteIn.codec(connection.order).unpack_from
+        replies = Replies(connection)
+        if connection.has(f.FUSE_HAS_INODE_DAX):
+            replies = DaxReplies(connection, cast(WindowHost, self.host).window_suits)
+        self._rows = build_rows(self.filesystem, connection, replies, self)
+        mapped = "map" in self.operations and not self.coroutines & {"map", "write"}
+        self._map = self.filesystem.map if mapped else None
         log.info("connected: %s", connection.describe())
 
     def _interrupt(self, buffer: Buffer, at: int, end: int, unique: int) -> Message | None:
@@ -485,9 +613,12 @@ class ServerSession:
         """The peer is gone: interrupt what is under way, give back backing files, tell the filesystem. Idempotent."""
         with self._end_lock:
             was, self.ended = self.ended, True
+        self._refusals.end()
+        self._bugs.end()
         if was or self.connection is None:
             return
         self._rows = {}
+        self._map = self.init = None
         self.interrupt_all()
         if self.notify is not None:
             self.notify.cancel()
@@ -498,6 +629,8 @@ class ServerSession:
             if isinstance(error, KeyboardInterrupt):
                 raise
             self.on_bug(Request(0, _DESTROY), error)
+        if self.on_ended is not None:
+            self.on_ended()
 
     # -- opens, whose replies depend on what else is open -------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import logging
 import os
 from array import array
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from transfuse.errors import RemoteProtocolError
 from transfuse.wire.encode import Message, RangeReply
@@ -21,6 +21,7 @@ __all__ = [
     "Channel",
     "ClientTransport",
     "Handler",
+    "SelfServing",
     "ServerTransport",
     "Undelivered",
     "Worker",
@@ -107,6 +108,31 @@ class ServerTransport(Protocol):
     def notify(self, message: list[Buffer]) -> None: ...
 
     def groups_of(self, pid: int) -> tuple[int, ...]: ...
+
+
+@runtime_checkable
+class SelfServing(ServerTransport, Protocol):
+    """A wire with threads of its own, over which one peer may come after another, or start over by a second INIT."""
+
+    window: int
+    """Bytes of its DAX window; 0: none."""
+    checks_permissions: bool
+    """The peer's kernel checks mode bits."""
+
+    def attach(
+        self,
+        session: Any,
+        handle: Handler,
+        undelivered: Undelivered,
+        connected: Callable[[], None],
+        gone: Callable[[], None],
+        *,
+        detached: bool,
+    ) -> None:
+        """Begin to serve. `session` is the ServerSession, whose handler may be wrapped in `handle`; `connected` is
+        called when an INIT was answered, `gone` when no peer will come any more. `detached`: WRITEs may go to
+        session.handle_detached."""
+        ...
 
 
 class ClientTransport(Protocol):

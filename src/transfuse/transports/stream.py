@@ -18,11 +18,14 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+from transfuse.quiet import QuietLog
 from transfuse.transports.base import Channel, Handler, Received, Undelivered, Worker, serve_channel
+from transfuse.wire.decode import IN_HEADER_SIZE
 from transfuse.wire.encode import Message, RangeReply, encode_error
 from transfuse.wire.layout import Buffer
 
@@ -45,6 +48,8 @@ SEND_TIMEOUT_S = 60
 MAX_CLIENTS = 64
 """Most connections of one listener; further ones are closed at once."""
 BACKLOG = 16
+ACCEPT_AGAIN_S = 0.1
+"""How soon accept() is tried again after it failed."""
 
 
 class PeerCredentials(NamedTuple):
@@ -136,14 +141,17 @@ class _StreamChannel:
 
     def __init__(self, transport: StreamTransport) -> None:
         self._socket = transport._socket
+        self._complaints = transport._complaints
         self._room = memoryview(bytearray(transport.max_write + LARGEST_NAMES))
         self._buffer = self._room.obj
 
     def receive(self) -> Received | None:
-        """The next request."""
+        """The next request. A packet that can be none ends the connection: there is nobody to send an error to."""
         size = self._socket.receive_into(self._room)
-        if size > len(self._room):
-            log.error("a packet of %d bytes, at most %d fit: the connection ends", size, len(self._room))
+        if size and not IN_HEADER_SIZE <= size <= len(self._room):
+            log.error(
+                "a packet of %d bytes where %d to %d belong: the connection ends", size, IN_HEADER_SIZE, len(self._room)
+            )
             size = 0
         if not size:
             self._socket.close()
@@ -172,7 +180,7 @@ class _StreamChannel:
         size = sum(len(part) for part in parts)
         order = "<" if struct.unpack_from("<I", head)[0] == size else ">"
         (unique,) = struct.unpack_from(order + "Q", head, 8)
-        log.error("a message of %d bytes does not fit the socket: %s", size, os.strerror(number))
+        self._complaints.error("a message of %d bytes does not fit the socket: %s", size, os.strerror(number))
         if not unique:
             raise OSError(number, f"a notification of {size} bytes: {os.strerror(number)}")
         self.send(encode_error("<" if order == "<" else ">", unique, errno.EIO))
@@ -203,6 +211,7 @@ class StreamTransport:
 
     def __init__(self, sock: socket.socket, *, max_write: int | None = None) -> None:
         self._socket = _Socket(sock)
+        self._complaints = QuietLog(log, "messages too large", time.monotonic)
         self.max_write = min(self._socket.max_write, max_write or MAX_WRITE)
         pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self.peer = PeerCredentials(pid, uid & 0xFFFF_FFFF, gid & 0xFFFF_FFFF)
@@ -239,6 +248,7 @@ class StreamTransport:
     def close(self) -> None:
         """End the connection: every receive returns None."""
         self._socket.close()
+        self._complaints.end()
 
 
 class StreamClientTransport:
@@ -284,8 +294,8 @@ class StreamClientTransport:
             log.exception("the client's reader ends")
             why = error
         finally:
-            self._socket.close()
             on_closed(why)
+            self._socket.close()
 
     def send(self, message: list[Buffer]) -> None:
         """Send one request. ConnectionError when the server is gone or takes nothing for SEND_TIMEOUT_S."""
@@ -294,7 +304,8 @@ class StreamClientTransport:
         except BlockingIOError:
             raise ConnectionAbortedError(errno.ETIMEDOUT, "the server does not read") from None
         except ConnectionError:
-            raise
+            # Not as it is: BrokenPipeError tells a command that whoever read its output has gone.
+            raise ConnectionResetError(errno.ECONNRESET, "the server is gone") from None
         except OSError as error:
             if error.errno in (errno.EBADF, errno.ENOTCONN):
                 raise ConnectionError(error.errno, "the server is gone") from None
@@ -315,7 +326,7 @@ class Served(Protocol):
         """Is the peer gone (within the time)?"""
         ...
 
-    def close(self) -> None:
+    def close(self) -> object:
         """Stop serving."""
         ...
 
@@ -323,8 +334,9 @@ class Served(Protocol):
 class StreamListener:
     """Accepts connections on a socket file and has each one served; a context manager.
 
-    `serve` makes and starts a server for a transport, for instance ``lambda transport: Server(fs, transport).start()``:
-    one filesystem for all, or a new one for each. It may look at `transport.peer` and refuse by raising OSError.
+    `serve` makes and starts a server for a transport, for instance ``lambda transport: Server(Hello(),
+    transport).start()`` with a filesystem for each, or with `shared.view()` of one for all (transfuse.fs.shared). It may
+    look at `transport.peer` and refuse by raising OSError.
     """
 
     def __init__(
@@ -340,6 +352,8 @@ class StreamListener:
         self._servers: list[Served] = []
         self._lock = threading.Lock()
         self._closing = False
+        self._complaints = QuietLog(log, "refused connections", time.monotonic)
+        self._woken = threading.Event()
         self._listening = _listen(self.path)
         self._made = _identity(self.path)
         self._thread = threading.Thread(target=self._accept, name="transfuse-listener", daemon=True)
@@ -356,12 +370,14 @@ class StreamListener:
             except OSError as error:
                 if self._closing or error.errno in (errno.EINVAL, errno.EBADF):
                     return
-                log.error("accept on %s: %s", self.path, error)
+                # Mostly EMFILE or ENFILE, which last: the next accept() would fail as fast as this one did.
+                self._complaints.error("accept on %s: %s", self.path, error)
+                self._woken.wait(ACCEPT_AGAIN_S)
                 continue
             try:
                 self._take(sock)
             except Exception as error:  # noqa: BLE001  what one connection's maker raises must not end the others
-                log.error("connection on %s refused: %s", self.path, error)
+                self._complaints.error("connection on %s refused: %s", self.path, error)
                 sock.close()
 
     def _take(self, sock: socket.socket) -> None:
@@ -383,6 +399,10 @@ class StreamListener:
         for server in gone:
             server.close()
 
+    def wait(self) -> None:
+        """Wait until no more connections are accepted."""
+        self._thread.join()
+
     @property
     def clients(self) -> int:
         """How many connections are being served."""
@@ -395,6 +415,7 @@ class StreamListener:
             if self._closing:
                 return
             self._closing = True
+            self._woken.set()
             servers, self._servers = self._servers, []
         try:
             self._listening.shutdown(socket.SHUT_RDWR)
@@ -403,10 +424,15 @@ class StreamListener:
         if self._thread.is_alive():
             self._thread.join(10)
         self._listening.close()
-        for server in servers:
-            server.close()
         if _identity(self.path) == self._made:
             os.unlink(self.path)
+        # All at a time: each may have to wait for a filesystem that is at work.
+        closing = [threading.Thread(target=server.close) for server in servers]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+        self._complaints.end()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -1,7 +1,8 @@
 """Numbers and names into the bytes of replies, requests and notifications.
 
 A message is bytes, or a list of buffers that follow one another (so that data is not copied to stand behind its
-header), or a `RangeReply`: a read whose bytes the transport itself fetches from an fd.
+header), or a `RangeReply`: a read whose bytes the transport itself fetches from an fd. A transport that hands over a
+WRITE without its payload may be answered by a `RangeWrite`: where it is to put that payload itself.
 """
 
 from __future__ import annotations
@@ -11,9 +12,18 @@ from functools import cache
 from typing import NamedTuple
 
 from transfuse.wire.layout import Buffer, ByteOrder, WireStruct
-from transfuse.wire.structs import Dirent, InHeader, OutHeader
+from transfuse.wire.structs import Dirent, InHeader, OutHeader, WriteOut
 
-__all__ = ["Message", "RangeReply", "encode_error", "encode_request", "message_struct", "pack_dirent", "padded"]
+__all__ = [
+    "Message",
+    "RangeReply",
+    "RangeWrite",
+    "encode_error",
+    "encode_request",
+    "message_struct",
+    "pack_dirent",
+    "padded",
+]
 
 
 class RangeReply(NamedTuple):
@@ -34,6 +44,27 @@ class RangeReply(NamedTuple):
 
     def error(self, errno: int) -> bytes:
         """The whole reply when reading failed."""
+        return _OUT[self.order].pack(16, -errno, self.unique)
+
+
+class RangeWrite(NamedTuple):
+    """The answer to a WRITE whose payload is still where the peer put it: the transport writes `length` bytes of it to
+    `fd` at `offset` and then replies how many that were (`written`), or an error (`error`)."""
+
+    unique: int
+    order: ByteOrder
+    fd: int
+    offset: int
+    length: int
+    owner: object = None
+    """Keeps `fd` open until the bytes were written."""
+
+    def written(self, count: int) -> bytes:
+        """The whole reply: out_header and write_out, 24 bytes."""
+        return message_struct(self.order, WriteOut).pack(16 + WriteOut.SIZE, 0, self.unique, count)
+
+    def error(self, errno: int) -> bytes:
+        """The whole reply when writing failed."""
         return _OUT[self.order].pack(16, -errno, self.unique)
 
 

@@ -96,14 +96,25 @@ class Served:
     def __init__(self, path: Path, **options: Any) -> None:
         self.path = path
         self.options = options
+        self._made: HostDirectory | None = None
+        self._making = threading.Lock()
 
-    @cached_property
+    @property
     def fs(self) -> HostDirectory:
-        return HostDirectory(self.path, **self.options)
+        # Not a cached_property: that has had no lock since Python 3.12, so threads whose first use falls together would
+        # each make a filesystem, and then ask one about the nodes and handles of another (ESTALE, EBADF).
+        with self._making:
+            if self._made is None:
+                self._made = HostDirectory(self.path, **self.options)
+            return self._made
 
     @cached_property
     def req(self) -> Request:
         return Request(uid=os.geteuid(), gid=os.getegid(), pid=os.getpid())
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
 
     def hand_over(self) -> None:
         """What a fixture made, still as root, belongs to whoever the test runs as."""
@@ -163,8 +174,7 @@ def make(source: Path) -> Iterator[Callable[..., Served]]:
 
     yield one
     for served in made:
-        if "fs" in vars(served):
-            served.fs.close()
+        served.close()
     gc.collect()
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from typing import Any
 
 import pytest
@@ -106,6 +107,79 @@ def test_truncation_clears_setuid_when_told(served: Served, kill: bool, left: in
     (served.path / "a").chmod(0o6777)
     attr = served.fs.setattr(served.req, served.look("a"), AttrChanges(size=1, kill_suidgid=kill), None)
     assert attr.mode & 0o7777 == left
+
+
+@pytest.fixture
+def set_ids(served: Served) -> int:
+    """Node of "a", which belongs to uid 3 and gid 4, with both bits."""
+    path = served.path / "a"
+    path.write_text("text")
+    os.chown(path, 3, 4)
+    path.chmod(0o6777)
+    return int(served.look("a"))
+
+
+def mode_after_nothing(served: Served, node: int, req: Request, changes: AttrChanges | None = None) -> int:
+    return int(served.fs.setattr(req, node, changes or AttrChanges(), None).mode & 0o7777)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("changes", [AttrChanges(), AttrChanges(ctime_ns=5)])
+@pytest.mark.parametrize(("uid", "left"), [(0, 0o777), (3, 0o777), (7, 0o6777)])
+def test_changing_nothing_clears_setuid_for_the_owner_and_root(
+    served: Served, set_ids: int, uid: int, left: int, changes: AttrChanges
+) -> None:
+    assert mode_after_nothing(served, set_ids, Request(uid=uid, gid=uid), changes) == left
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("passed_through", [True, False])
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+def test_before_a_write_that_the_kernel_passes_through_setuid_is_cleared_for_anybody(
+    served: Served, set_ids: int, passed_through: bool, flags: int
+) -> None:
+    served.fs.passed_through = passed_through
+    fh = served.open(set_ids, flags)
+    cleared = passed_through and flags != os.O_RDONLY
+    assert mode_after_nothing(served, set_ids, Request(uid=7, gid=7)) == (0o777 if cleared else 0o6777)
+    served.release(set_ids, fh)
+
+
+@pytest.mark.needs("root")
+def test_another_open_file_makes_no_write_to_this_one(served: Served, set_ids: int) -> None:
+    (served.path / "b").touch()
+    node = served.look("b")
+    fh = served.open(node, os.O_RDWR)
+    assert mode_after_nothing(served, set_ids, Request(uid=7, gid=7)) == 0o6777
+    served.release(node, fh)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(("gid", "left"), [(4, 0o2666), (7, 0o666)])
+def test_before_a_write_setgid_without_group_execution_stays_for_members(
+    served: Served, set_ids: int, gid: int, left: int
+) -> None:
+    (served.path / "a").chmod(0o2666)
+    fh = served.open(set_ids, os.O_WRONLY)
+    assert mode_after_nothing(served, set_ids, Request(uid=7, gid=gid)) == left
+    served.release(set_ids, fh)
+
+
+@pytest.mark.needs("root")
+def test_changing_nothing_of_a_directory_leaves_setgid_and_moves_ctime(served: Served) -> None:
+    (served.path / "d").mkdir()
+    (served.path / "d").chmod(0o2755)
+    before = (served.path / "d").stat().st_ctime_ns
+    time.sleep(0.02)  # the kernel's clock for files ticks at least every 10 ms
+    attr = served.fs.setattr(served.req, served.look("d"), AttrChanges(), None)
+    assert attr.mode & 0o7777 == 0o2755 and attr.ctime_ns > before
+
+
+def test_changing_nothing_of_a_strangers_file_is_no_error_for_an_unprivileged_server(served: Served) -> None:
+    """A write may follow, which clears the bits by itself."""
+    (served.path / "a").touch()
+    served.fs.setattr(Request(uid=7), served.look("a"), AttrChanges(), None)
+    assert (served.path / "a").exists()
 
 
 def test_readlink_gives_the_target_as_it_is(served: Served) -> None:

@@ -199,6 +199,70 @@ def test_a_directory_moved_out_does_not_lead_out(served: Served) -> None:
         shutil.rmtree(outside)
 
 
+def move_to_another_directory(served: Served, name: str) -> None:
+    """As a process of the host would."""
+    (served.path / "elsewhere").mkdir()
+    (served.path / name).rename(served.path / "elsewhere" / Path(name).name)
+
+
+def without_handles(served: Served) -> Served:
+    """As every server is that may not open file handles."""
+    served.fs.nodes.handles = served.fs.nodes.keep_handles = False
+    return served
+
+
+def test_a_file_moved_by_the_host_is_stale_until_it_is_looked_up_again(served: Served) -> None:
+    (served.path / "a").write_text("text")
+    node = served.look("a")
+    move_to_another_directory(served, "a")
+    for call in (lambda: served.size(node), lambda: served.open(node)):
+        assert errno_of(call) == errno.ESTALE
+    assert served.look("a", served.look("elsewhere")) == node
+    assert served.size(node) == 4
+
+
+def test_an_open_file_moved_by_the_host_goes_on_whichever_handle_is_closed_first(served: Served) -> None:
+    (served.path / "a").write_text("text")
+    node = served.look("a")
+    first, second = served.open(node), served.open(node)
+    served.release(node, first)
+    move_to_another_directory(served, "a")
+    assert served.size(node) == 4
+    third = served.open(node)
+    served.release(node, second)
+    assert served.size(node) == 4
+    served.release(node, third)
+    assert errno_of(lambda: served.size(node)) == errno.ESTALE
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_an_open_directory_moved_by_the_host_goes_on_when_its_fd_was_given_up(make: Make, below: bool) -> None:
+    """Also if it is a directory above that moved."""
+    served = without_handles(make(max_held=16))
+    (served.path / "d" / "e").mkdir(parents=True)
+    (served.path / "d" / "e" / "f").write_text("text")
+    node = served.look("d")
+    if below:
+        node = served.look("e", node)
+    fh = served.fs.opendir(served.req, node, 0).fh
+    assert served.fs.nodes.make_room()
+    move_to_another_directory(served, "d")
+    assert served.fs.getattr(served.req, node, None).mode >> 12 == 4
+    assert served.size(served.look("f", node if below else served.look("e", node))) == 4
+    served.fs.releasedir(served.req, node, fh, 0)
+
+
+def test_a_directory_moved_by_the_host_that_is_not_open_is_stale_once_its_fd_was_given_up(make: Make) -> None:
+    served = without_handles(make(max_held=16))
+    (served.path / "d").mkdir()
+    node = served.look("d")
+    served.missing("x", node)
+    move_to_another_directory(served, "d")
+    assert served.missing("x", node)
+    assert served.fs.nodes.make_room()
+    assert errno_of(lambda: served.look("x", node)) == errno.ESTALE
+
+
 @pytest.mark.needs("root")
 def test_swapping_a_directory_for_a_symlink_never_shows_the_outside(served: Served) -> None:
     """The classical race, many times over: no lookup may ever reach the symlink's target."""
@@ -348,9 +412,28 @@ def test_running_out_of_fds_gives_up_held_ones(make: Make) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.skipif(
-    sys.version_info >= (3, 13), reason="a race seen on Python 3.13.0 only, not understood yet: docs/status.md"
-)
+def test_threads_that_meet_at_the_first_use_are_served_by_one_host_directory(served: Served) -> None:
+    """On which the next test relies; it is about this folder's own equipment."""
+    together = threading.Barrier(6)
+    found: list[HostDirectory] = []
+
+    def work() -> None:
+        together.wait(30)
+        found.append(served.fs)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(before)
+    assert len(found) == 6 and all(fs is found[0] for fs in found)
+
+
 def test_threads_together_leave_the_counts_right(served: Served) -> None:
     for number in range(20):
         (served.path / f"n{number}").touch()

@@ -29,6 +29,7 @@ MODES: dict[str, dict[str, Any]] = {
     "no passthrough": {"passthrough": False},
     "never": {"cache": "never", "passthrough": False},
     "always": {"cache": "always", "passthrough": False},
+    "no open": {"cache": "always", "no_open": True},
     "writeback": {"writeback": True},
 }
 
@@ -360,3 +361,66 @@ def test_a_small_file_open_for_reading_sees_what_is_written_meanwhile_and_later(
         with open(passthrough.point / "a", "r+b", buffering=0) as writer:
             writer.write(data)
         assert (passthrough.point / "a").read_bytes() == data
+
+
+changed_by_others = pytest.mark.parametrize(
+    "mounted", [mode for mode, options in MODES.items() if options.get("cache") != "always"], indirect=True
+)
+"""cache=always promises that nobody else changes the source."""
+
+
+@pytest.fixture
+def shared(mounted: Mounted) -> Mounted:
+    """A mount of two directories and a file."""
+    for name in ("a", "b"):
+        (mounted.source / name).mkdir()
+    (mounted.source / "a" / "f").write_text("text")
+    return mounted
+
+
+@changed_by_others
+def test_what_the_host_moves_to_another_directory_is_found_by_its_new_name_only(shared: Mounted) -> None:
+    """Also while the kernel still believes the old name: it looks again when it is told ESTALE."""
+    assert (shared.point / "a" / "f").stat().st_size == 4
+    (shared.source / "a" / "f").rename(shared.source / "b" / "g")
+    with pytest.raises(FileNotFoundError):
+        os.open(shared.point / "a" / "f", os.O_RDONLY)
+    assert (shared.point / "b" / "g").read_text() == "text"
+
+
+@changed_by_others
+def test_a_file_that_the_host_moves_while_it_is_open_goes_on(shared: Mounted) -> None:
+    with open(shared.point / "a" / "f", "rb") as first, open(shared.point / "a" / "f", "r+b", buffering=0) as file:
+        first.close()
+        (shared.source / "a" / "f").rename(shared.source / "b" / "g")
+        time.sleep(1.1)  # attributes are asked for anew
+        assert os.fstat(file.fileno()).st_size == 4 and file.read() == b"text"
+        os.fchmod(file.fileno(), 0o600)
+    assert (shared.source / "b" / "g").stat().st_mode & 0o777 == 0o600
+
+
+@changed_by_others
+def test_working_in_a_directory_that_the_host_moves_goes_on(shared: Mounted) -> None:
+    (shared.source / "a" / "d").mkdir()
+    fd = os.open(shared.point / "a" / "d", os.O_PATH)
+    try:
+        (shared.source / "a" / "d").rename(shared.source / "b" / "e")
+        os.close(os.open("new", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        assert os.stat("new", dir_fd=fd).st_size == 0
+    finally:
+        os.close(fd)
+    assert (shared.source / "b" / "e" / "new").exists()
+
+
+@changed_by_others
+def test_an_o_path_fd_of_a_file_that_the_host_moves_is_stale_until_the_new_name_is_looked_up(shared: Mounted) -> None:
+    fd = os.open(shared.point / "a" / "f", os.O_PATH)
+    try:
+        (shared.source / "a" / "f").rename(shared.source / "b" / "f")
+        with pytest.raises(OSError) as caught:
+            os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+        assert caught.value.errno == errno.ESTALE
+        (shared.point / "b" / "f").stat()
+        assert Path(f"/proc/self/fd/{fd}").read_text() == "text"
+    finally:
+        os.close(fd)

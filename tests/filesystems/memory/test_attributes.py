@@ -108,6 +108,22 @@ def test_truncation_by_who_lacks_fsetid_clears_setuid(fs, volume):
     assert volume.stat("/f").mode & 0o7777 == 0o777
 
 
+@pytest.mark.parametrize(("uid", "left"), [(0, 0o777), (1001, 0o777), (1002, 0o6777)])
+def test_changing_nothing_clears_setuid_for_the_owner_and_root(fs, volume, uid, left):
+    volume.write_bytes("/f", b"data")
+    volume.chown("/f", 1001, 1001)
+    volume.chmod("/f", 0o6777)
+    fs.setattr(Request(uid=uid, gid=uid), volume.stat("/f").ino, AttrChanges(), None)
+    assert volume.stat("/f").mode & 0o7777 == left
+
+
+def test_changing_nothing_of_a_directory_leaves_setgid(fs, volume):
+    volume.mkdir("/d")
+    volume.chmod("/d", 0o2777)
+    fs.setattr(Request(), volume.stat("/d").ino, AttrChanges(), None)
+    assert volume.stat("/d").mode & 0o7777 == 0o2777
+
+
 def test_strangers_may_not_chmod_chown_or_set_times(volume):
     volume.write_bytes("/f", b"")
     with volume.identity(1001, 1001):

@@ -10,7 +10,7 @@ import pytest
 
 from transfuse.filesystems.memory import MemoryFilesystem
 from transfuse.fs.request import Request
-from transfuse.fs.values import Lock
+from transfuse.fs.values import AttrChanges, Lock
 from transfuse.testing.direct import DirectVolume
 from transfuse.testing.volume import LOCK_EXCLUSIVE
 
@@ -127,6 +127,15 @@ def test_releasing_twice_is_ebadf(fs, volume):
 
 
 # ---- file flags
+
+
+def test_times_kept_over_collected_writes_are_no_change_of_an_append_only_file(fs, volume):
+    volume.write_bytes("/f", b"")
+    set_flags(volume, "/f", APPEND)
+    nodeid = volume.stat("/f").ino
+    with fails(errno.EPERM):
+        fs.setattr(REQ, nodeid, AttrChanges(mtime_ns=5), None)
+    assert fs.setattr(REQ, nodeid, AttrChanges(mtime_ns=5, ctime_ns=6), None).mtime_ns != 5
 
 
 def test_flags_are_kept_and_shown(fs, volume):

@@ -15,7 +15,7 @@ def directory():
 
 
 def names(directory, after=0):
-    return [child.name for child in directory.listing(after)]
+    return [child.name for child in directory.listing(after, directory.next_cookie)]
 
 
 def fill(directory, count):
@@ -38,7 +38,7 @@ def test_removing_what_was_listed_skips_and_repeats_nothing(directory):
     fill(directory, 1000)
     seen, cookie = [], 0
     while True:
-        part = [child for child, _ in zip(directory.listing(cookie), range(7), strict=False)]
+        part = [child for child, _ in zip(directory.listing(cookie, directory.next_cookie), range(7), strict=False)]
         if not part:
             break
         seen += [child.name for child in part]
@@ -57,11 +57,19 @@ def test_dead_names_do_not_pile_up(directory):
 
 def test_a_listing_under_way_survives_the_sweep(directory):
     fill(directory, 200)
-    listing = directory.listing(0)
+    listing = directory.listing(0, directory.next_cookie)
     first = next(listing).name
     for number in range(150):
         directory.remove(b"%d" % number)
     assert first == b"0" and [child.name for child in listing] == [b"%d" % number for number in range(150, 200)]
+
+
+def test_a_listing_stops_at_its_end_whatever_is_added(directory):
+    fill(directory, 3)
+    listing = directory.listing(0, directory.next_cookie)
+    first = next(listing).name
+    directory.add(b"new", Inode(9, stat.S_IFREG, 0, 0, 0))
+    assert first == b"0" and [child.name for child in listing] == [b"1", b"2"]
 
 
 def test_a_name_that_comes_back_has_another_cookie(directory):

@@ -224,6 +224,23 @@ def test_three_that_wait_in_a_circle_are_edeadlk(table):
     assert {first.result(), second.result()} == {errno.EINTR}
 
 
+def test_one_thread_of_an_owner_that_stops_waiting_leaves_the_others_wait_known(table):
+    for owner in (1, 2, 3):
+        take(table, owner, F_WRLCK, owner, owner)
+    for_two = Waiter(lambda: take(table, 1, F_WRLCK, 2, 2, wait=True))
+    until_waiting(table)
+    req = Request()
+    for_three = Waiter(lambda: take(table, 1, F_WRLCK, 3, 3, wait=True, req=req))
+    until_waiting(table, 2)
+    req.interrupt()
+    assert for_three.result() == errno.EINTR
+    with pytest.raises(OSError) as caught:
+        take(table, 2, F_WRLCK, 1, 1, wait=True)
+    assert caught.value.errno == errno.EDEADLK
+    take(table, 2, F_UNLCK, 2, 2)
+    assert for_two.result() == 0 and not table._waits
+
+
 def test_the_end_of_the_connection_sends_waiters_home(table):
     take(table, 1, F_WRLCK, 0, 9)
     waiter = Waiter(lambda: take(table, 2, F_WRLCK, 0, 9, wait=True))

@@ -120,6 +120,16 @@ def test_a_removed_directory_that_is_open_lists_nothing(fs, volume):
         fs.getattr(REQ, nodeid, None)
 
 
+def test_a_name_added_while_listing_comes_with_the_next_listing(fs, volume):
+    for name in ("/a", "/b"):
+        volume.write_bytes(name, b"")
+    fh = fs.opendir(REQ, 1, 0).fh
+    begin = list(fs.readdir(REQ, 1, fh, 0))[:3]
+    volume.rename("/a", "/c")
+    assert [entry.name for entry in fs.readdir(REQ, 1, fh, begin[-1].cookie)] == [b"b"]
+    assert [entry.name for entry in fs.readdir(REQ, 1, fh, 0)] == [b".", b"..", b"b", b"c"]
+
+
 def test_an_exclusive_tmpfile_never_gets_a_name(volume):
     with volume.tmpfile("/", os.O_RDWR | os.O_EXCL) as file, fails(errno.ENOENT):
         volume.link_open(file, "/f")

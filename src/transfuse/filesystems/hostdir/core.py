@@ -24,6 +24,8 @@ from transfuse.filesystems.hostdir.credentials import Credentials
 from transfuse.filesystems.hostdir.handles import OpenDirectory, OpenFile
 from transfuse.filesystems.hostdir.locks import PosixLocks, Waiters
 from transfuse.filesystems.hostdir.nodes import HeldFd, Node, NodeTable, default_bound, stale
+from transfuse.filesystems.hostdir.steps import O_PATH_FLAGS, make_steps
+from transfuse.filesystems.hostdir.unopened import Unopened
 from transfuse.fs.base import Filesystem
 from transfuse.fs.request import Request
 from transfuse.fs.values import Attr, Entry, Features
@@ -34,7 +36,6 @@ T = TypeVar("T")
 
 log = logging.getLogger("transfuse.hostdir")
 
-O_PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 REGULAR = 8
 """S_IFREG >> 12."""
 DIRECTORY = 4
@@ -62,9 +63,11 @@ class Core(Filesystem):
     kernel, which saves a request at every close). The three timeouts in seconds override it.
 
     `writeback`: the peer collects writes (no passthrough then). `passthrough`: the kernel reads and writes regular
-    files itself where it can. `direct_io`: nothing is cached by the peer, every read and write comes here. `xattr`,
-    `posix_acl`, `flock`, `posix_locks`: off means that the peer's kernel goes without, or (locks) minds them alone.
-    `max_held`: bound on O_PATH fds held for known inodes, by default a quarter of RLIMIT_NOFILE and at most 1000.
+    files itself where it can. `direct_io`: nothing is cached by the peer, every read and write comes here. `no_open`:
+    the peer opens and closes files without telling, which makes small files cheap (see `unopened`). It needs "always",
+    excludes passthrough, direct_io and posix_locks, and leaves BSD locks to the peer. `xattr`, `posix_acl`, `flock`,
+    `posix_locks`: off means that the peer's kernel goes without, or (locks) minds them alone. `max_held`: bound on
+    O_PATH fds held for known inodes, by default a quarter of RLIMIT_NOFILE and at most 1000.
 
     Run as root, files are made as the calling user; otherwise everything happens as the server's user. Permissions are
     checked by the peer's kernel: mount with default_permissions. OSError if `source` is not a directory.
@@ -81,6 +84,7 @@ class Core(Filesystem):
         writeback: bool = False,
         passthrough: bool = True,
         direct_io: bool = False,
+        no_open: bool = False,
         xattr: bool = True,
         posix_acl: bool = True,
         flock: bool = True,
@@ -89,10 +93,12 @@ class Core(Filesystem):
     ) -> None:
         if cache not in CACHE_MODES:
             raise ValueError(f"cache={cache!r} is none of {', '.join(CACHE_MODES)}")
+        if no_open and (cache != "always" or direct_io or posix_locks):
+            raise ValueError("no_open needs cache=always, and goes with neither direct_io nor posix_locks")
         self.cache = cache
         self.writeback = writeback
         self.direct_io = direct_io or (cache == "never" and not writeback)
-        self.offer_backing = passthrough and not writeback and not direct_io
+        self.offer_backing = passthrough and not writeback and not direct_io and not no_open
         self.posix_locks = posix_locks if posix_locks is not None else cache != "always"
         timeout = {"never": 0.0, "auto": AUTO_TIMEOUT_S, "always": ALWAYS_TIMEOUT_S}[cache]
         self.features = Features(
@@ -110,12 +116,16 @@ class Core(Filesystem):
             cache_symlinks=cache == "always",
             handle_killpriv_v2=True,
             direct_io_allow_mmap=self.direct_io,
+            no_open=no_open,
+            atomic_o_trunc=not no_open,
         )
         without: frozenset[str] = frozenset() if xattr else XATTR_OPERATIONS
         if not self.posix_locks:
             without |= POSIX_LOCK_OPERATIONS
-        if not flock:
+        if not flock or no_open:
             without |= {"flock"}
+        if no_open:
+            without |= {"flush"}  # ENOSYS: it is never asked for again, and there is nothing to do
         self._without = without
         self.passed_through = self.offer_backing
         """The kernel takes backing files on this connection, as far as is known."""
@@ -126,15 +136,19 @@ class Core(Filesystem):
             if isinstance(source, int)
             else os.open(os.fspath(source), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         )
+        # "always" promises that nobody mounts anything in the source either.
+        view = syscalls.open_view(root) if cache == "always" else None
+        if view is not None:
+            os.close(root)
+            root = view
         held = HeldFd(root)
         self.probe = syscalls.make_probe(os.fstat(root).st_dev)
-        self.grasp: syscalls.Grasp | None
-        self.quick_open: syscalls.Opener | None
-        self.grasp, self.quick_open = syscalls.quick_steps(self.probe)
+        self.steps = make_steps(self.probe, direct=view is not None or os.geteuid() != 0)
         handles = _handles_work(root)
         self.nodes = NodeTable(held, default_bound() if max_held is None else max_held, handles, cache == "always")
         self.opened: dict[int, OpenFile | OpenDirectory] = {}
         """Open files and directories by fh."""
+        self.unopened = Unopened() if no_open else None
         self.fhs = itertools.count(1)
         self.rename_lock = threading.RLock()
         """Held from before a rename until the hints tell of it."""
@@ -166,6 +180,8 @@ class Core(Filesystem):
         self._notify = None
         opened, self.opened = self.opened, {}
         opened.clear()
+        if self.unopened is not None:
+            self.unopened.clear()
         self.locks.clear()
         self.nodes.clear()
 
@@ -224,10 +240,15 @@ class Core(Filesystem):
         while (ref := at.ref) is None and (parent := at.parent) is not None:
             way.append(at)
             at = parent
-        if ref is None:
-            ref = self._hold_step(at, None, settled)
-        for at in reversed(way):
-            ref = self._hold_step(at, ref, settled)
+        try:
+            if ref is None:
+                ref = self._hold_step(at, None, settled)
+            for at in reversed(way):
+                ref = self._hold_step(at, ref, settled)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return self._hold_open(node)
         return ref
 
     def _hold_step(self, node: Node, parent: HeldFd | None, settled: bool) -> HeldFd:
@@ -239,6 +260,13 @@ class Core(Filesystem):
             with self.rename_lock:
                 return self._hold(node, True)
         return self.nodes.hold(node, HeldFd(fd))
+
+    def _hold_open(self, node: Node) -> HeldFd:
+        """Nothing leads to the node any more, unless it is open. Looks through all that is open: the last resort."""
+        for opened in list(self.opened.values()):
+            if opened.node is node:
+                return self.nodes.hold(node, opened.ref)
+        raise stale(node.nodeid)
 
     def _find(self, node: Node, parent: HeldFd | None) -> tuple[int, Attr]:
         """Open the node as O_PATH by its handle, or by its hint in `parent`; the fd is the caller's.
@@ -365,6 +393,8 @@ class Core(Filesystem):
         """Drop the node, its fd and its locks when no lookup is left."""
         if self.nodes.forget(nodeid, nlookup) is not None:
             self.locks.drop_node(nodeid)
+            if self.unopened is not None:
+                self.unopened.drop(nodeid)
 
     def getattr(self, req: Request, nodeid: int, fh: int | None) -> Attr:
         """One statx(), by the open file, the node's fd, or the node's name in its directory."""

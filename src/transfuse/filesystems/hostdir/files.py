@@ -6,7 +6,9 @@ does not pass through Python objects except in write(), whose buffer is the one 
 setuid and setgid: the session tells when a write or truncation comes from a caller that may not keep these bits; the
 server is root and may, so such a call is made without CAP_FSETID where the bits are set. The kernel's own passthrough
 writes go by the rights of whoever the backing file was registered as, for all opens of the file; so one that has the
-bits is not offered for that, and others are registered as the first opener.
+bits is not offered for that, and others are registered as the first opener. Where root is that, the bits can still come
+later: if they come through the mount, the kernel asks to clear them before a user's write (see `attributes`); if they
+come on the host, it learns of them when it next asks for attributes, and until then they survive such a write.
 """
 
 from __future__ import annotations
@@ -25,7 +27,17 @@ from transfuse.filesystems.hostdir.handles import OpenDirectory, OpenFile
 from transfuse.filesystems.hostdir.nodes import HeldFd, Node, stale
 from transfuse.fs.backing import BackingFile
 from transfuse.fs.request import Request
-from transfuse.fs.values import Attr, DirEntry, Entry, FileRange, IoctlResult, Lock, Opened
+from transfuse.fs.values import (
+    MAP_CACHED,
+    MAP_WRITE,
+    Attr,
+    DirEntry,
+    Entry,
+    FileRange,
+    IoctlResult,
+    Lock,
+    Opened,
+)
 
 __all__ = ["Files"]
 
@@ -61,6 +73,8 @@ class Files(Core):
 
     def _host_flags(self, flags: int) -> int:
         flags = flags & KEPT_FLAGS | os.O_CLOEXEC
+        if self.unopened is not None:
+            flags &= ~os.O_APPEND  # the fd serves other opens, too; every write comes with its place
         if self.writeback:
             # The peer reads what it writes in part, and has done the appending itself.
             flags &= ~os.O_APPEND
@@ -77,35 +91,45 @@ class Files(Core):
         kill = bool(flags & os.O_TRUNC) and req.uid != 0 and self.credentials.can_switch
         if kill:
             host_flags &= ~os.O_TRUNC
+        ref, attr, appending = self._open_node(node, host_flags, flags)
+        file = OpenFile(ref, node, appending)
+        if kill:
+            writing = HeldFd(syscalls.reopen(file.ref.fd, os.O_WRONLY))
+            self._killing(req, nodeid, writing.fd, lambda: os.ftruncate(writing.fd, 0))
+        return self._opened(req, file, attr, flags)
+
+    def _open_node(self, node: Node, host_flags: int, flags: int) -> tuple[HeldFd, Attr | None, bool]:
+        """A real fd of the node, the attributes right before if they were seen, and whether writes to it append."""
         base = node.ref
+        if base is None or self.steps.direct:
+            found = self._open_by_name(node, host_flags)
+            if found is not None:
+                return found[0], found[1], bool(host_flags & os.O_APPEND)
         attr: Attr | None = None
         if base is None:
-            if not kill and (opened := self._quick_open(req, node, host_flags, flags)) is not None:
-                return opened
             fd, attr = self._find_again(node, node.parent)
             base = HeldFd(fd)
         else:
             base.used = True
         ref, appending = self._reopen(base.fd, host_flags, flags)
-        file = OpenFile(ref, node, appending)
-        if kill:
-            writing = HeldFd(syscalls.reopen(file.ref.fd, os.O_WRONLY))
-            self._killing(req, nodeid, writing.fd, lambda: os.ftruncate(writing.fd, 0))
-        self.nodes.lend(node, file.ref)
-        return self._opened(req, file, attr, flags)
+        return ref, attr, appending
 
-    def _quick_open(self, req: Request, node: Node, host_flags: int, flags: int) -> Opened | None:
-        """What open() does in the usual case, in one step: None when it is not that, or when anything went wrong."""
-        parent, place, step = node.parent, node.place, self.quick_open
-        if step is None or parent is None or place is None or (held := parent.ref) is None:
+    def _open_by_name(self, node: Node, host_flags: int) -> tuple[HeldFd, Attr] | None:
+        """The usual case, in one step, with the attributes as they were right before: None when it is not that, or when
+        anything went wrong."""
+        parent, place = node.parent, node.place
+        if parent is None or place is None or (held := parent.ref) is None:
             return None
-        found = step(held.fd, place, node.key, host_flags, syscalls.proc_fd())
+        if host_flags & os.O_TRUNC and not host_flags & os.O_ACCMODE:
+            return None  # ftruncate() would need a writable fd
+        held.used = True
+        found = self.steps.open(held.fd, place, node.key, host_flags & ~os.O_TRUNC)
         if found is None:
             return None
-        held.used = True
         ref = HeldFd(found[0])
-        self.nodes.lend(node, ref)
-        return self._opened(req, OpenFile(ref, node, bool(host_flags & os.O_APPEND)), found[1], flags)
+        if host_flags & os.O_TRUNC:
+            os.ftruncate(ref.fd, 0)
+        return ref, found[1]
 
     def _find_again(self, node: Node, parent: Node | None) -> tuple[int, Attr]:
         """An O_PATH fd of a node without one, which is not kept: the open file's own will serve."""
@@ -143,7 +167,12 @@ class Files(Core):
     def _opened(self, req: Request, file: OpenFile, attr: Attr | None, flags: int) -> Opened:
         """The reply to an open, by cache mode. `attr`: as it was just before."""
         ref = file.ref
-        opened = Opened(self._new_fh(file))
+        if self.unopened is not None:
+            self.unopened.keep(file, flags & os.O_ACCMODE)
+            opened = Opened(0)
+        else:
+            opened = Opened(self._new_fh(file))
+            self.nodes.lend(file.node, ref)
         opened.noflush = not self.posix_locks and not self.writeback
         if self.offer_backing and self.passed_through:
             if attr is None:
@@ -190,25 +219,24 @@ class Files(Core):
         making = host_flags & ~os.O_TRUNC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         mode &= 0o7777
         try:
-            fd = self._with_room(
-                self.credentials.make, req, umask & 0o777, mode, lambda: os.open(name, making, mode, dir_fd=ref.fd)
+            fd, attr, key = self._with_room(
+                self.credentials.make,
+                req,
+                umask & 0o777,
+                mode,
+                lambda: self.steps.create(ref.fd, name, making, mode),
             )
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
             return self._create_existing(req, parent, name, flags)
         held = HeldFd(fd)
-        found = self.probe(fd, b"")
-        if found is None:
-            raise stale(parent)
-        attr, key = found
         child = self.nodes.remember(attr, key, node, name, ref.fd)
         return self._made_open(req, held, child, attr, flags)
 
     def _made_open(self, req: Request, held: HeldFd, node: Node, attr: Attr, flags: int) -> tuple[Entry, Opened]:
         try:
             file = OpenFile(held, node, bool(self._host_flags(flags) & os.O_APPEND))
-            self.nodes.lend(node, held)
             return Entry(attr, node.nodeid), self._opened(req, file, attr, flags)
         except OSError:
             self.nodes.forget(node.nodeid, 1)
@@ -245,6 +273,8 @@ class Files(Core):
 
     def release(self, req: Request, nodeid: int, fh: int, flags: int, lock_owner: int, flock_unlock: bool) -> None:
         """Close the file. Its BSD lock ends here even if a backing file of the kernel's lives on."""
+        if self.unopened is not None and not fh:
+            return
         file = self.opened.pop(fh, None)
         if file.__class__ is not OpenFile:
             raise OSError(errno.EBADF, f"fh {fh} is not an open file")
@@ -259,13 +289,33 @@ class Files(Core):
             path_fd = syscalls.reopen(file.ref.fd, os.O_PATH)
             self.nodes.pin(file.node, HeldFd(path_fd), False)
 
+    def _without_open(self, nodeid: int, fh: int, writing: bool = False) -> OpenFile:
+        """What a request is about whose fh is no open file: none has one with `no_open`, else it is EBADF."""
+        unopened = self.unopened
+        if unopened is None or fh:
+            raise OSError(errno.EBADF, f"fh {fh} is not an open file")
+        file = unopened.get(nodeid, writing)
+        if file is None:
+            node = self._node(nodeid)
+            if node.kind != REGULAR:
+                raise OSError(errno.EBADF, f"node {nodeid} is not a regular file")
+            flags = self._host_flags(os.O_WRONLY if writing else os.O_RDONLY)
+            ref, _, appending = self._open_node(node, flags, flags)
+            file = OpenFile(ref, node, appending)
+            unopened.keep(file, flags & os.O_ACCMODE)
+        return file
+
+    def _file_of(self, nodeid: int, fh: int, writing: bool = False) -> OpenFile:
+        file = self.opened.get(fh)
+        return file if file.__class__ is OpenFile else self._without_open(nodeid, fh, writing)
+
     # -- data ---------------------------------------------------------------------------------------------------------
 
     def read(self, req: Request, nodeid: int, fh: int, size: int, offset: int) -> FileRange:
         """Where the bytes are. EBADF reaches the peer from there if the file was not opened for reading."""
         file = self.opened.get(fh)
         if file.__class__ is not OpenFile:
-            raise OSError(errno.EBADF, f"fh {fh} is not an open file")
+            file = self._without_open(nodeid, fh)
         ref = file.ref
         return FileRange(ref.fd, offset, size, ref)
 
@@ -274,7 +324,7 @@ class Files(Core):
         cache that is written back (a shared mapping), which has its place."""
         file = self.opened.get(fh)
         if file.__class__ is not OpenFile:
-            raise OSError(errno.EBADF, f"fh {fh} is not an open file")
+            file = self._without_open(nodeid, fh, True)
         fd = file.ref.fd
         if flags & WRITE_CACHE and file.appending:
             in_place = self._in_place(file)
@@ -284,6 +334,30 @@ class Files(Core):
         if flags & WRITE_KILL_SUIDGID and self.credentials.can_switch:
             return self._killing(req, nodeid, fd, lambda: os.pwrite(fd, data, offset))
         return os.pwrite(fd, data, offset)
+
+    def map(
+        self, req: Request, nodeid: int, fh: int | None, offset: int, length: int, intent: int
+    ) -> FileRange | None:
+        """The same place in the host's file. None for the pages of a file that can only be appended to.
+
+        To be mapped (fh None) the file is opened anew, as the server: the peer's kernel has checked its users' rights.
+        """
+        if fh is None:
+            node = self._node(nodeid)
+            if node.kind != REGULAR:
+                raise OSError(errno.ENODEV, "only regular files are mapped")
+            base = self._ref(nodeid)
+            flags = os.O_RDWR if intent & MAP_WRITE else os.O_RDONLY
+            ref = HeldFd(self._with_room(syscalls.reopen, base.fd, flags))
+            return FileRange(ref.fd, offset, length, ref)
+        file = self._file_of(nodeid, fh, bool(intent & MAP_WRITE))
+        ref = file.ref
+        if intent & MAP_CACHED and file.appending:
+            in_place = self._in_place(file)
+            if in_place is ref:
+                return None
+            ref = in_place
+        return FileRange(ref.fd, offset, length, ref)
 
     def _in_place(self, file: OpenFile) -> HeldFd:
         """An fd of the file that does not append; only appending to it is possible where the host says so."""
@@ -325,11 +399,11 @@ class Files(Core):
 
     def fsync(self, req: Request, nodeid: int, fh: int, datasync: bool) -> None:
         """fsync(2) or fdatasync(2)."""
-        (os.fdatasync if datasync else os.fsync)(self._file(fh).ref.fd)
+        (os.fdatasync if datasync else os.fsync)(self._file_of(nodeid, fh).ref.fd)
 
     def fallocate(self, req: Request, nodeid: int, fh: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2) with whatever modes the host's filesystem has."""
-        fd = self._file(fh).ref.fd
+        fd = self._file_of(nodeid, fh, True).ref.fd
         if req.uid:
             self._killing(req, nodeid, fd, lambda: syscalls.fallocate(fd, mode, offset, length))
         else:
@@ -339,7 +413,7 @@ class Files(Core):
         """SEEK_DATA and SEEK_HOLE of the host's file. The position of the shared fd means nothing: I/O has offsets."""
         if whence not in SEEK_KINDS:
             raise OSError(errno.EINVAL, f"whence {whence}")
-        return os.lseek(self._file(fh).ref.fd, offset, whence)
+        return os.lseek(self._file_of(nodeid, fh).ref.fd, offset, whence)
 
     def copy_file_range(
         self,
@@ -356,7 +430,7 @@ class Files(Core):
         """copy_file_range(2); EXDEV and EOPNOTSUPP make the peer copy by itself."""
         if flags:
             raise OSError(errno.EINVAL, f"copy_file_range flags {flags:#x}")
-        source, target = self._file(fh_in).ref.fd, self._file(fh_out).ref.fd
+        source, target = self._file_of(nodeid_in, fh_in).ref.fd, self._file_of(nodeid_out, fh_out, True).ref.fd
         length = min(length, MAX_COPY)
         if req.uid:
             return self._killing(
@@ -371,9 +445,7 @@ class Files(Core):
         self, req: Request, nodeid: int, fh: int, cmd: int, arg: int, data: bytes, out_size: int, flags: int
     ) -> IoctlResult | bytes | int:
         """File attributes (lsattr, chattr, project ids). Everything else is ENOTTY: an ioctl can do anything."""
-        opened = self.opened.get(fh)
-        if opened is None:
-            raise OSError(errno.EBADF, f"fh {fh} is not open")
+        opened = self.opened.get(fh) or self._without_open(nodeid, fh)
         fd = opened.ref.fd
         if cmd in (FS_IOC_GETFLAGS, FS_IOC32_GETFLAGS):
             return bytes(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[: min(out_size, FLAGS_SIZE)]
@@ -416,7 +488,7 @@ class Files(Core):
         return self.locks.get(nodeid, owner, lock)
 
     def setlk(self, req: Request, nodeid: int, fh: int, owner: int, lock: Lock, wait: bool) -> None:
-        """Take or drop a POSIX lock. There is no detection of deadlocks."""
+        """Take or drop a POSIX lock. EDEADLK instead of waiting in a circle of this mount's lock owners."""
         file = self._file(fh)
         if lock.kind == locks.UNLOCK:
             self.locks.set(nodeid, owner, lock)
@@ -428,7 +500,7 @@ class Files(Core):
             raise OSError(errno.ENOLCK, f"{MAX_LOCK_OWNERS} owners locked through this open file")
         owners.add(owner)
         if wait:
-            self.waiters.wait(req, nodeid, lambda: self.locks.set(nodeid, owner, lock))
+            self.locks.wait(req, nodeid, owner, lock)
         else:
             self.locks.set(nodeid, owner, lock)
 

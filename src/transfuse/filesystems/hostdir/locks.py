@@ -6,6 +6,11 @@ kernel. Closing the description drops them all. What is recorded here is only wh
 
 A waiting lock tries again whenever one of ours on the file was dropped, and every now and then because a host process
 may have dropped its own: there is no blocking call that an interruption from the peer could end reliably.
+
+For OFD locks the kernel looks for no deadlocks (fs/locks.c, posix_locks_deadlock), so that is done here: who waits for
+what is recorded beside who holds what, and a wait that would close a circle of this mount's owners is EDEADLK, as
+fcntl(2) has it. Processes of the host are not seen in that. The peer's own OFD locks arrive as locks of one more owner
+and take part, which they would not natively: FUSE does not tell the two kinds apart.
 """
 
 from __future__ import annotations
@@ -32,9 +37,13 @@ FIRST_WAIT_S = 0.001
 LONGEST_WAIT_S = 0.05
 MAX_RANGES = 1 << 16
 """Most separate ranges one owner may hold in a file."""
+MAX_SEARCH = 1 << 14
+"""Most ranges looked at in search of a deadlock, a millisecond's worth; beyond that a lock waits and nobody is told."""
 
 Range = tuple[int, int, int, int]
 """kind, start, end, pid."""
+Wait = tuple[int, Lock]
+"""A node, and the lock that is wanted there."""
 
 
 class Waiters:
@@ -89,19 +98,30 @@ class _Held:
         self.ranges: list[Range] = []
 
     def note(self, lock: Lock) -> None:
-        """Record what the kernel just did: the new lock replaces what it overlaps."""
+        """Record what the kernel just did: the new lock replaces what it overlaps and grows by what it touches."""
+        start, end = lock.start, lock.end
         kept: list[Range] = []
-        for kind, start, end, pid in self.ranges:
-            if end < lock.start or start > lock.end:
-                kept.append((kind, start, end, pid))
-                continue
-            if start < lock.start:
-                kept.append((kind, start, lock.start - 1, pid))
-            if end > lock.end:
-                kept.append((kind, lock.end + 1, end, pid))
+        for held in self.ranges:
+            kind, first, last, pid = held
+            if last < lock.start - 1 or first > lock.end + 1:
+                kept.append(held)
+            elif kind == lock.kind and pid == lock.pid:
+                start, end = min(start, first), max(end, last)
+            else:
+                if first < lock.start:
+                    kept.append((kind, first, min(last, lock.start - 1), pid))
+                if last > lock.end:
+                    kept.append((kind, max(first, lock.end + 1), last, pid))
         if lock.kind != UNLOCK:
-            kept.append((lock.kind, lock.start, lock.end, lock.pid))
+            kept.append((lock.kind, start, end, lock.pid))
         self.ranges = kept
+
+    def bars(self, lock: Lock) -> bool:
+        """Is one of these locks in the way of `lock` of another owner?"""
+        return any(
+            start <= lock.end and end >= lock.start and (kind == WRITE or lock.kind == WRITE)
+            for kind, start, end, _ in self.ranges
+        )
 
 
 class PosixLocks:
@@ -112,34 +132,99 @@ class PosixLocks:
         self._waiters = waiters
         self._limit = limit
         self._nodes: dict[int, dict[int, _Held]] = {}
+        self._waits: dict[int, list[Wait]] = {}
+        """What each owner waits for: more than one thing if it has threads. Each wait has a thread of the server's,
+        which bounds them."""
         self._count = 0
         self._lock = threading.Lock()
+
+    def wait(self, req: Request, nodeid: int, owner: int, lock: Lock) -> None:
+        """As set(), but wait for those in the way. EDEADLK when they wait for `owner` themselves; InterruptedError."""
+        wait = (nodeid, lock)
+        try:
+            self._waiters.wait(req, nodeid, lambda: self._set_or_wait(owner, wait))
+        finally:
+            if owner in self._waits:
+                with self._lock:
+                    self._end_wait(owner, wait)
+
+    def _set_or_wait(self, owner: int, wait: Wait) -> None:
+        nodeid, lock = wait
+        with self._lock:
+            try:
+                self._set(nodeid, owner, lock)
+            except BlockingIOError:
+                # Asked at every attempt, as those in the way change while a lock waits; and in one step with recording
+                # the wait, so that of those who make a circle only the last is told.
+                stuck = self._closes_circle(owner, wait)
+                if not stuck:
+                    waits = self._waits.setdefault(owner, [])
+                    if not any(known is wait for known in waits):
+                        waits.append(wait)
+                    raise
+                self._end_wait(owner, wait)
+            else:
+                stuck = False
+        if stuck:  # raised here, where it does not keep the other error's frames and with them the fd of the locks
+            raise OSError(errno.EDEADLK, "waiting for the lock would be a deadlock")
+        if lock.kind != WRITE:
+            self._waiters.wake(nodeid)
+
+    def _end_wait(self, owner: int, wait: Wait) -> None:
+        waits = [known for known in self._waits.get(owner, ()) if known is not wait]
+        if waits:
+            self._waits[owner] = waits
+        else:
+            self._waits.pop(owner, None)
+
+    def _closes_circle(self, owner: int, wait: Wait) -> bool:
+        """Does one of those in the way of `wait` wait for `owner`, directly or by way of others?"""
+        seen = {owner}
+        ahead = [(owner, wait)]
+        looked_at = 0
+        while ahead:
+            waiting, (nodeid, wanted) = ahead.pop()
+            for other, held in self._nodes.get(nodeid, {}).items():
+                looked_at += len(held.ranges)
+                if looked_at > MAX_SEARCH:
+                    return False
+                if other == waiting or not held.bars(wanted):
+                    continue
+                if other == owner:
+                    return True
+                if other not in seen:
+                    seen.add(other)
+                    ahead += [(other, theirs) for theirs in self._waits.get(other, ())]
+        return False
 
     def set(self, nodeid: int, owner: int, lock: Lock) -> None:
         """Take or drop a lock. BlockingIOError when it is in another's way, ENOLCK when there are too many."""
         with self._lock:
-            owners = self._nodes.get(nodeid)
-            held = owners.get(owner) if owners is not None else None
-            if held is None:
-                if lock.kind == UNLOCK:
-                    return
-                if self._count >= self._limit:
-                    raise OSError(errno.ENOLCK, f"{self._limit} owners hold locks")
-                held = _Held(self._open_fd(nodeid, lock.kind == WRITE))
-                self._nodes.setdefault(nodeid, {})[owner] = held
-                self._count += 1
-            try:
-                if len(held.ranges) >= MAX_RANGES and lock.kind != UNLOCK:
-                    raise OSError(errno.ENOLCK, f"{MAX_RANGES} ranges are locked")
-                fcntl.fcntl(held.ref.fd, fcntl.F_OFD_SETLK, _pack(lock))
-                held.note(lock)
-            except PermissionError as error:  # fcntl(2) allows EACCES for a conflict
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
-            finally:
-                if not held.ranges:
-                    self._remove(nodeid, owner)
+            self._set(nodeid, owner, lock)
         if lock.kind != WRITE:  # a downgrade may let others in as well
             self._waiters.wake(nodeid)
+
+    def _set(self, nodeid: int, owner: int, lock: Lock) -> None:
+        owners = self._nodes.get(nodeid)
+        held = owners.get(owner) if owners is not None else None
+        if held is None:
+            if lock.kind == UNLOCK:
+                return
+            if self._count >= self._limit:
+                raise OSError(errno.ENOLCK, f"{self._limit} owners hold locks")
+            held = _Held(self._open_fd(nodeid, lock.kind == WRITE))
+            self._nodes.setdefault(nodeid, {})[owner] = held
+            self._count += 1
+        try:
+            if len(held.ranges) >= MAX_RANGES and lock.kind != UNLOCK:
+                raise OSError(errno.ENOLCK, f"{MAX_RANGES} ranges are locked")
+            fcntl.fcntl(held.ref.fd, fcntl.F_OFD_SETLK, _pack(lock))
+            held.note(lock)
+        except PermissionError as error:  # fcntl(2) allows EACCES for a conflict
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+        finally:
+            if not held.ranges:
+                self._remove(nodeid, owner)
 
     def _remove(self, nodeid: int, owner: int) -> None:
         owners = self._nodes[nodeid]
@@ -190,7 +275,7 @@ class PosixLocks:
                 self._count -= len(self._nodes.pop(nodeid, ()))
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop everything held. Who waits is interrupted by the session."""
         with self._lock:
             self._nodes.clear()
             self._count = 0

@@ -1,8 +1,9 @@
 """Operations on names: making, linking, renaming and removing.
 
 Whatever is made is made as the caller (see `credentials`); removing and renaming happen as the server, since the
-peer's kernel has checked the caller's right to the directory. Before a name goes away, a node the peer still knows gets
-an fd, so that a file or directory in use without being open (a working directory, an O_PATH fd) stays usable.
+peer's kernel has checked the caller's right to the directory. A node that loses its name gets an O_PATH fd, taken right
+before, so that a file or directory in use without being open (a working directory, an O_PATH fd) stays usable: nobody
+tells the server whether there is such use, and FORGET, which says that there is none, comes after the removal.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import errno
 import os
 
 from transfuse.filesystems.hostdir import syscalls
-from transfuse.filesystems.hostdir.core import DIRECTORY, O_PATH_FLAGS, Core
-from transfuse.filesystems.hostdir.nodes import HeldFd, Node
+from transfuse.filesystems.hostdir.core import DIRECTORY, Core
+from transfuse.filesystems.hostdir.nodes import HeldFd
 from transfuse.filesystems.hostdir.syscalls import Key
 from transfuse.fs.request import Request
 from transfuse.fs.values import Attr, Entry
@@ -20,8 +21,8 @@ from transfuse.fs.values import Attr, Entry
 __all__ = ["Names"]
 
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
-Doomed = tuple[Node, "HeldFd | bytes", bool]
-"""A node about to lose its name: what leads to it from then on, and whether that was its last name."""
+Grasped = tuple[HeldFd, Attr, Key]
+"""An O_PATH fd of an inode that is about to lose a name, and what it looked like."""
 
 
 class Names(Core):
@@ -54,19 +55,16 @@ class Names(Core):
 
     def unlink(self, req: Request, parent: int, name: bytes) -> None:
         """Remove a name that is not a directory."""
-        _, ref = self._directory(parent, name)
-        doomed = self._doom(ref, name)
-        os.unlink(name, dir_fd=ref.fd)
-        if doomed is not None:
-            self._bury(doomed)
+        self._remove(parent, name, False)
 
     def rmdir(self, req: Request, parent: int, name: bytes) -> None:
         """Remove an empty directory."""
+        self._remove(parent, name, True)
+
+    def _remove(self, parent: int, name: bytes, directory: bool) -> None:
         _, ref = self._directory(parent, name)
-        doomed = self._doom(ref, name)
-        os.rmdir(name, dir_fd=ref.fd)
-        if doomed is not None:
-            self._bury(doomed)
+        fd, attr, key = self._with_room(self.steps.remove, ref.fd, name, directory)
+        self._bury(HeldFd(fd), attr, key)
 
     def rename(self, req: Request, parent: int, name: bytes, newparent: int, newname: bytes, flags: int) -> None:
         """Move or (flag 2) exchange names, in one step of the host's filesystem. EXDEV between filesystems."""
@@ -76,54 +74,42 @@ class Names(Core):
         newnode, newref = self._directory(newparent, newname)
         with self.rename_lock:
             moving = self.probe(ref.fd, name)
-            doomed: Doomed | None = None
             replaced: tuple[Attr, Key] | None = None
+            doomed: Grasped | None = None
             if flags & RENAME_EXCHANGE:
                 replaced = self.probe(newref.fd, newname)
             elif not flags & RENAME_NOREPLACE:
-                doomed = self._doom(newref, newname)
+                doomed = self._grasp(newref, newname)
             if flags:
                 syscalls.rename(ref.fd, name, newref.fd, newname, flags)
             else:
                 os.rename(name, newname, src_dir_fd=ref.fd, dst_dir_fd=newref.fd)
             if moving is not None:
-                if doomed is not None and doomed[0].key == moving[1]:
+                if doomed is not None and doomed[2] == moving[1]:
                     return  # two names of one inode: rename(2) leaves both
                 self.nodes.moved(moving[1], newnode, newname)
             if replaced is not None:
                 self.nodes.moved(replaced[1], node, name)
         if doomed is not None:
-            self._bury(doomed)
+            self._bury(*doomed)
 
-    def _doom(self, ref: HeldFd, name: bytes) -> Doomed | None:
-        """Before `name` is removed: if the peer knows the inode, get hold of it. One open and one statx."""
-        grasped = None if self.grasp is None else self.grasp(ref.fd, name)
-        found: tuple[Attr, Key] | None
-        if grasped is not None:
-            fd, found = HeldFd(grasped[0]), grasped[1]
-        else:
-            try:
-                fd = HeldFd(self._open(name, O_PATH_FLAGS, ref.fd))
-            except FileNotFoundError:
-                return None
-            found = self.probe(fd.fd, b"")
-        if found is None:
+    def _grasp(self, ref: HeldFd, name: bytes) -> Grasped | None:
+        """Get hold of what is about to lose `name`."""
+        try:
+            fd, attr, key = self._with_room(self.steps.grasp, ref.fd, name)
+        except FileNotFoundError:
             return None
-        attr, key = found
+        return HeldFd(fd), attr, key
+
+    def _bury(self, ref: HeldFd, attr: Attr, key: Key) -> None:
+        """A name of the inode behind `ref` is removed, which had the attributes `attr` until then."""
         node = self.nodes.by_key.get(key)
         if node is None:
-            return None
+            return
         last = attr.nlink <= 1 or node.kind == DIRECTORY
         if not last and self.nodes.keep_handles and key.__class__ is int:
-            handle = syscalls.take_handle(fd.fd, b"")
+            handle = syscalls.take_handle(ref.fd, b"")
             if handle is not None:
-                return node, handle, False
-        return node, fd, last
-
-    def _bury(self, doomed: Doomed) -> None:
-        """The name is removed."""
-        node, way, last = doomed
-        if isinstance(way, bytes):
-            self.nodes.place_by_handle(node, way)
-        else:
-            self.nodes.pin(node, way, last)
+                self.nodes.place_by_handle(node, handle)
+                return
+        self.nodes.pin(node, ref, last)

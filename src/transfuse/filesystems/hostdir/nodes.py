@@ -5,7 +5,8 @@ A node is found again by one of three things:
 - a file handle (`place` while `parent` is None), where the server may open those;
 - a hint (`parent` and the name in it in `place`).
 Whatever hint or handle leads to is compared with the node's identity before it is used, so a stale one can only fail.
-A node with neither place nor ref is lost (ESTALE); one without place keeps its ref ("pinned"), as the name is gone.
+A node with neither place nor ref is lost (ESTALE), and so is one whose hint fails in all of its directory, unless it is
+open; one without place keeps its ref ("pinned"), as the name is gone. Being looked up by another name finds it again.
 
 An fd is an object, closed when the last reference to it goes: a thread that has taken `node.ref` may use its number
 until it lets go, whatever other threads close, evict or forget meanwhile.

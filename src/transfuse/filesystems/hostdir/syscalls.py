@@ -28,8 +28,6 @@ __all__ = [
     "KIND_SHIFT",
     "PROC_FD",
     "Key",
-    "Grasp",
-    "Opener",
     "Probe",
     "chmod_fd",
     "chown_fd",
@@ -39,8 +37,8 @@ __all__ = [
     "make_plain_probe",
     "make_probe",
     "open_handle",
+    "open_view",
     "proc_fd",
-    "quick_steps",
     "rename",
     "reopen",
     "set_fs_gid",
@@ -56,8 +54,6 @@ __all__ = [
 Key = int | tuple[int, int]
 """What tells one inode from every other that ever had its number: see `make_probe`."""
 Probe = Callable[[int, bytes], "tuple[Attr, Key] | None"]
-Grasp = Callable[[int, bytes], "tuple[int, tuple[Attr, Key]] | None"]
-Opener = Callable[[int, bytes, Key, int, int], "tuple[int, Attr] | None"]
 
 PROC_FD = b"/proc/self/fd/%d"
 
@@ -73,10 +69,13 @@ AT_EMPTY_PATH = 0x1000
 STATX_BTIME = 0x800
 STATX_WANTED = 0xFFF  # STATX_BASIC_STATS | STATX_BTIME
 CLONE_FS = 0x200
+OPEN_TREE_CLONE = 1
+AT_RECURSIVE = 0x8000
+MOUNT_ATTR_NODEV = 4
 UTIME_NOW = (1 << 30) - 1
 UTIME_OMIT = (1 << 30) - 2
-SYS_FCHMODAT2 = 452
-"""One number on every architecture; since Linux 6.6."""
+SYS_OPEN_TREE, SYS_MOUNT_SETATTR, SYS_FCHMODAT2 = 428, 442, 452
+"""One number each on every architecture; since Linux 5.2, 5.12 and 6.6."""
 SYS_SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159, "loongarch64": 159}.get(platform.machine())
 """The plain call changes the calling thread only; glibc's setgroups() changes all threads."""
 HANDLE_ROOM = 128
@@ -98,6 +97,7 @@ _STATX = struct.Struct("=IIQIIIHxxQQQQqIiqIiqIiqIiIIII")
 _DIRENT = struct.Struct("=QqHB")
 _U32 = struct.Struct("=I")
 _TIMES = struct.Struct("@qlql")
+_MOUNT_ATTR = struct.Struct("=QQQQ")
 
 
 class _Buffers(threading.local):
@@ -178,13 +178,6 @@ def make_plain_probe(device: int) -> Probe:
     return probe
 
 
-def quick_steps(probe: Probe) -> tuple[Grasp | None, Opener | None]:
-    """The compiled `grasp` and `open` of _native.probe that go with `probe`, if there are any."""
-    if _NativeProbe is not None and isinstance(probe, _NativeProbe):
-        return probe.grasp, probe.open
-    return None, None
-
-
 def take_handle(fd: int, name: bytes) -> bytes | None:
     """The file handle of `name` in `fd` (b"": of `fd` itself), or None where the filesystem has none."""
     buffer = _buffers.handle
@@ -200,6 +193,25 @@ def open_handle(mount_fd: int, handle: bytes, flags: int) -> int:
     if fd < 0:
         raise _error()
     return fd
+
+
+def open_view(fd: int) -> int | None:
+    """Directory `fd` once more, on mounts of our own below which no device can be opened; None where that is not to be
+    had (needs CAP_SYS_ADMIN, Linux 5.12).
+
+    It shows what is mounted in the directory now: what the host mounts or unmounts there later is not seen.
+    """
+    tree = _libc.syscall(SYS_OPEN_TREE, fd, b"", OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE)
+    if tree < 0:
+        return None
+    try:
+        attr = _MOUNT_ATTR.pack(MOUNT_ATTR_NODEV, 0, 0, 0)
+        if _libc.syscall(SYS_MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH | AT_RECURSIVE, attr, len(attr)):
+            return None
+        # The mounts stay for as long as something in them is open.
+        return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+    finally:
+        os.close(tree)
 
 
 class _ProcFd:

@@ -2,7 +2,8 @@
 
 A directory keeps `children` (name -> Child) and `order`, its Childs in the order of their cookies. A cookie is given to
 a name once and never to another, so a listing that goes on after cookie n misses nothing and repeats nothing, whatever
-was removed meanwhile. Removed Childs stay in `order` until half of it is dead.
+was removed meanwhile; one that stops at the `next_cookie` of its beginning has an end, whatever is added. Removed
+Childs stay in `order` until half of it is dead.
 """
 
 from __future__ import annotations
@@ -168,12 +169,14 @@ class Inode:
             # A new list: a listing under way goes on with the old one.
             self.order = [child for child in self.order if child.alive]
 
-    def listing(self, after: int) -> Iterator[Child]:
-        """The names whose cookie is larger than `after`, in order; names added meanwhile come at the end."""
+    def listing(self, after: int, end: int) -> Iterator[Child]:
+        """The names whose cookie is larger than `after` and smaller than `end`, in order."""
         order = self.order
         at = bisect_right(order, after, key=lambda child: child.cookie)
         while at < len(order):
             child = order[at]
             at += 1
+            if child.cookie >= end:
+                return
             if child.alive:
                 yield child

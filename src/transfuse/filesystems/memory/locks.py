@@ -47,8 +47,8 @@ class LockTable:
         self._changed = threading.Condition()
         self._ranges: dict[int, list[_Held]] = {}
         self._whole: dict[int, dict[int, int]] = {}
-        self._waits: dict[int, set[int]] = {}
-        """Waiting POSIX owner -> the owners in its way."""
+        self._waits: dict[int, list[set[int]]] = {}
+        """Waiting POSIX owner -> the owners in its way, once for each of its threads that wait."""
         self._waiters = 0
         self._count = 0
         self._max = max_locks
@@ -179,12 +179,15 @@ class LockTable:
             raise OSError(errno.ENOLCK, f"{self._waiters} requests wait for locks")
         epoch = self._epoch
         self._waiters += 1
+        mine: set[int] = set()
+        if owner is not None:
+            self._waits.setdefault(owner, []).append(mine)
         try:
             while in_way:
-                if owner is not None:
-                    self._waits[owner] = in_way
-                    if self._closes_circle(owner):
-                        raise OSError(errno.EDEADLK, "waiting would be a deadlock")
+                mine.clear()
+                mine |= in_way
+                if owner is not None and self._closes_circle(owner, in_way):
+                    raise OSError(errno.EDEADLK, "waiting would be a deadlock")
                 self._sleep(req)
                 if req.interrupted or epoch != self._epoch:
                     raise InterruptedError(errno.EINTR, "gave up waiting for the lock")
@@ -192,7 +195,9 @@ class LockTable:
         finally:
             self._waiters -= 1
             if owner is not None:
-                self._waits.pop(owner, None)
+                self._waits[owner] = [other for other in self._waits[owner] if other is not mine]
+                if not self._waits[owner]:
+                    del self._waits[owner]
 
     def _sleep(self, req: Request) -> None:
         req.on_interrupt(self._wake)
@@ -207,16 +212,18 @@ class LockTable:
         with self._changed:  # reentrant: on_interrupt calls at once, in this thread, if the request is interrupted
             self._changed.notify_all()
 
-    def _closes_circle(self, owner: int) -> bool:
+    def _closes_circle(self, owner: int, in_way: set[int]) -> bool:
+        """Does one of those in the way wait for `owner`, directly or by way of others? No more steps than waiters."""
         seen: set[int] = set()
-        ahead = list(self._waits[owner])
+        ahead = list(in_way)
         while ahead:
             other = ahead.pop()
             if other == owner:
                 return True
             if other not in seen:
                 seen.add(other)
-                ahead.extend(self._waits.get(other, ()))
+                for theirs in self._waits.get(other, ()):
+                    ahead.extend(theirs)
         return False
 
     def clear(self) -> None:

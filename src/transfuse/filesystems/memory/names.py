@@ -284,20 +284,29 @@ class Names(State):
             return Opened(fh)
 
     def readdir(self, req: Request, nodeid: int, fh: int, offset: int) -> Iterator[DirEntry]:
-        """Every name has a cookie of its own, so removing while listing neither skips nor repeats."""
+        """Every name has a cookie of its own, so removing while listing neither skips nor repeats.
+
+        Names that are added while an open directory is listed come with its next listing from the start. Otherwise a
+        program that renames every file as it finds it would find it again under its new name, and never end.
+        """
         inode = self._directory(nodeid)
+        end = inode.next_cookie
         if fh:
-            self._handle(fh, nodeid)
+            handle = self._handle(fh, nodeid)
+            if offset:
+                end = handle.listing_end
+            else:
+                handle.listing_end = end
         self._accessed(inode)
-        return self._entries(inode, offset)
+        return self._entries(inode, offset, end)
 
     @staticmethod
-    def _entries(inode: Inode, offset: int) -> Iterator[DirEntry]:
+    def _entries(inode: Inode, offset: int, end: int) -> Iterator[DirEntry]:
         if offset < 1:
             yield DirEntry(b".", inode.ino, 4, 1)
         if offset < 2:
             yield DirEntry(b"..", (inode.parent or inode).ino, 4, 2)
-        for child in inode.listing(offset):
+        for child in inode.listing(offset, end):
             yield DirEntry(child.name, child.inode.ino, child.inode.mode >> 12, child.cookie)
 
     def releasedir(self, req: Request, nodeid: int, fh: int, flags: int) -> None:

@@ -48,7 +48,7 @@ def error(number: int, text: str = "") -> OSError:
 class Handle:
     """An open file or directory."""
 
-    __slots__ = ("append", "inode", "lock_owners", "noatime", "readable", "writable")
+    __slots__ = ("append", "inode", "listing_end", "lock_owners", "noatime", "readable", "writable")
 
     def __init__(self, inode: Inode, flags: int) -> None:
         mode = flags & 3
@@ -59,6 +59,8 @@ class Handle:
         self.noatime = bool(flags & 0o1000000)
         self.lock_owners: set[int] | None = None
         """Who took POSIX locks through this handle, and has not flushed it since."""
+        self.listing_end = inode.next_cookie
+        """Of a directory: the first cookie that was not given out when its listing began."""
 
 
 class State(Filesystem):

@@ -60,7 +60,6 @@ class Need(enum.Enum):
     INSERT_RANGE = "fallocate INSERT_RANGE"
     SPARSE = "unwritten parts of a file occupy no blocks"
     SEEK_HOLE = "lseek SEEK_HOLE finds real holes"
-    SEEK_UNSYNCED = "lseek SEEK_DATA finds data that are not synced yet"
     COPY_FILE_RANGE = "copy_file_range"
     MMAP_SHARED = "shared writable mappings"
     LOCKS = "POSIX record locks"
@@ -306,15 +305,6 @@ def _seek_hole(place: str) -> None:
         os.close(fd)
 
 
-def _seek_unsynced(place: str) -> None:
-    fd = os.open(_file(place), os.O_RDWR)
-    try:
-        os.pwrite(fd, b"x" * 4096, 1 << 19)
-        _demand(os.lseek(fd, 0, os.SEEK_DATA) <= 1 << 19, "data just written are not found")
-    finally:
-        os.close(fd)
-
-
 def _copy_file_range(place: str) -> None:
     source = os.open(_file(place, b"abc"), os.O_RDONLY)
     target = os.open(_file(place, name="g"), os.O_WRONLY)
@@ -468,7 +458,6 @@ _PROBES: dict[Need, Callable[[str], None]] = {
     Need.INSERT_RANGE: _fallocate(calls.FALLOC_INSERT_RANGE),
     Need.SPARSE: _sparse,
     Need.SEEK_HOLE: _seek_hole,
-    Need.SEEK_UNSYNCED: _seek_unsynced,
     Need.COPY_FILE_RANGE: _copy_file_range,
     Need.MMAP_SHARED: _mmap_shared,
     Need.LOCKS: _lock(fcntl.F_SETLK),

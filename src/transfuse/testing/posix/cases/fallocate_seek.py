@@ -225,14 +225,23 @@ def case_seek_in_a_file_of_holes(env: Env) -> None:
         refused(errno.ENXIO, os.lseek, fd, 0, os.SEEK_DATA)
 
 
-@needs(Need.SEEK_HOLE, Need.SEEK_UNSYNCED)
 def case_seek_sees_unsynced_data(env: Env) -> None:
-    """Data written a moment ago are data, before any sync."""
+    """Data written a moment ago are data, before any sync (also where holes aren't tracked)."""
     with opened("f", _NEW) as fd:
         os.ftruncate(fd, 1 << 20)
         os.pwrite(fd, b"x" * 4096, 1 << 19)
         found = os.lseek(fd, 0, os.SEEK_DATA)
-        check(0 < found <= 1 << 19, f"data are found at {found}")
+        check(found <= 1 << 19, f"data are found at {found}")
+        equal(os.lseek(fd, 1 << 19, os.SEEK_DATA), 1 << 19, "data where they were written")
+        hole = os.lseek(fd, 1 << 19, os.SEEK_HOLE)
+        check(hole >= (1 << 19) + 4096, f"a hole is found at {hole}, inside the data")
+
+
+def case_seek_sees_unsynced_data_at_the_end(env: Env) -> None:
+    """A file that grew by writing has data up to its end, before any sync."""
+    with opened("f", _NEW) as fd:
+        os.write(fd, b"x" * 10_000)
+        equal((os.lseek(fd, 9_999, os.SEEK_DATA), os.lseek(fd, 0, os.SEEK_HOLE)), (9_999, 10_000), "data, end")
 
 
 def case_seek_hole_moves_the_position(env: Env) -> None:

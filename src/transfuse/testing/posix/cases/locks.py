@@ -292,6 +292,79 @@ def case_deadlock_is_edeadlk(env: Env) -> None:
         child.result()
 
 
+def _wait_for_byte(mine: int, wanted: int, name: str = "f") -> Callable[[Other], None]:
+    """A function for spawn: lock one byte of "f", say so, and wait for another byte, perhaps of another file."""
+
+    def run(other: Other) -> None:
+        with opened("f", os.O_RDWR) as fd, opened(name, os.O_RDWR) as there:
+            set_lock(fd, _WRITE, mine, 1)
+            other.ready()
+            set_lock(there, _WRITE, wanted, 1, fcntl.F_SETLKW)
+
+    return run
+
+
+@needs(Need.LOCKS, Need.DEADLOCK)
+def case_deadlock_of_three_over_two_files_is_edeadlk(env: Env) -> None:
+    """A circle is found whatever files it runs through; the one who is told keeps its locks."""
+    put("f", b"abc")
+    put("g", b"a")
+    with opened("f", os.O_RDWR) as fd, opened("g", os.O_RDWR) as other_file:
+        set_lock(other_file, _WRITE, 0, 1)
+        first = env.spawn(_wait_for_byte(1, 0, "g"))
+        first.wait_ready()
+        check(first.is_quiet(0.1), "the first process does not wait")
+        second = env.spawn(_wait_for_byte(2, 1))
+        second.wait_ready()
+        check(second.is_quiet(0.1), "the second process does not wait")
+        signal.alarm(10)
+        refused(errno.EDEADLK, set_lock, fd, _WRITE, 2, 1, fcntl.F_SETLKW)
+        signal.alarm(0)
+        check(first.is_quiet(0.1), "the first process got a lock that was held")
+        set_lock(other_file, _NONE, 0, 1)
+        first.result()
+        second.result()
+
+
+@needs(Need.LOCKS, Need.DEADLOCK)
+def case_readers_that_both_want_to_write_are_edeadlk(env: Env) -> None:
+    """Each waits for the other's read lock to go: the classic of upgrading."""
+    put("f", b"a")
+
+    def upgrade(other: Other) -> None:
+        with opened("f", os.O_RDWR) as fd:
+            set_lock(fd, _READ, 0, 1)
+            other.ready()
+            set_lock(fd, _WRITE, 0, 1, fcntl.F_SETLKW)
+
+    with opened("f", os.O_RDWR) as fd:
+        set_lock(fd, _READ, 0, 1)
+        child = env.spawn(upgrade)
+        child.wait_ready()
+        check(child.is_quiet(0.1), "the other process does not wait")
+        signal.alarm(10)
+        refused(errno.EDEADLK, set_lock, fd, _WRITE, 0, 1, fcntl.F_SETLKW)
+        signal.alarm(0)
+        set_lock(fd, _NONE, 0, 1)
+        child.result()
+
+
+@needs(Need.LOCKS)
+def case_a_chain_of_waiters_is_no_deadlock(env: Env) -> None:
+    """Who waits for a process that waits itself gets the lock in the end."""
+    put("f", b"abc")
+    holder = env.spawn(_hold(_WRITE, 0, 1))
+    holder.wait_ready()
+    waiting = env.spawn(_wait_for_byte(1, 0))
+    waiting.wait_ready()
+    last = env.spawn(_wait_for_byte(2, 1))
+    last.wait_ready()
+    check(waiting.is_quiet(0.1) and last.is_quiet(0.1), "a process does not wait")
+    holder.go()
+    for child in (holder, waiting, last):
+        child.result()
+
+
 @needs(Need.LOCKS)
 def case_write_lock_needs_a_writable_descriptor(env: Env) -> None:
     """EBADF, and the same for a read lock on a write-only one."""

@@ -137,6 +137,20 @@ def case_rename_while_listing(env: Env) -> None:
     equal((len(steady), len(set(steady))), (300, 300), "steady names seen, different ones")
 
 
+def case_renaming_what_is_listed_ends(env: Env) -> None:
+    """1,000 files, each renamed away and back as it is met: all are met, and the listing ends."""
+    wanted = set(_fill(1000))
+    met: list[bytes] = []
+    with opened(".", os.O_RDONLY) as fd:
+        while part := getdents(fd, 4096):
+            met += (names := [entry.name for entry in part if entry.name in wanted])
+            check(len(met) <= 2000, f"{len(met)} names listed of 1,000, and no end")
+            for name in names:
+                os.rename(name, b"aside")
+                os.rename(b"aside", name)
+    equal(set(met), wanted, "names met")
+
+
 def case_rewind(env: Env) -> None:
     """lseek to 0 starts again and shows what is new."""
     put("a")

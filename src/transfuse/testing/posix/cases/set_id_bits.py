@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Callable
 
 from transfuse.testing.posix.calls import copy_file_range, fallocate
-from transfuse.testing.posix.env import ALICE, Env, equal, mode_of, needs, opened, put, put_owned
+from transfuse.testing.posix.env import (
+    ALICE,
+    BOB,
+    Env,
+    Other,
+    User,
+    equal,
+    make_directory,
+    mode_of,
+    needs,
+    opened,
+    put,
+    put_owned,
+)
 from transfuse.testing.posix.needs import Need
 
 
@@ -160,6 +174,77 @@ def case_second_write_after_chmod_clears_again(env: Env) -> None:
         return modes
 
     equal(env.as_user(*ALICE)(twice), [0o755, 0o755], "modes")
+
+
+def _after_late_chmod(env: Env, mode: int, writer: User, root_opens_first: bool) -> int:
+    """The mode of ALICE's file that got `mode` while root and `writer` had it open, after a write by `writer`."""
+    put_owned("f", ALICE, 0o666, b"0123456789")
+
+    def write(other: Other) -> None:
+        with opened("f", os.O_RDWR) as fd:
+            other.ready()
+            other.wait()
+            os.pwrite(fd, b"x", 0)
+
+    first = os.open("f", os.O_RDWR) if root_opens_first else None
+    child = env.spawn(write, writer)
+    child.wait_ready()
+    try:
+        os.chmod("f", mode)
+        child.go()
+        child.result()
+    finally:
+        if first is not None:
+            os.close(first)
+    return mode_of("f")
+
+
+@needs(Need.USERS)
+def case_bits_added_to_an_open_file_go_with_the_next_write(env: Env) -> None:
+    """By the owner or anybody else, whoever was the first to open the file."""
+    for writer in (ALICE, BOB):
+        for root_opens_first in (False, True):
+            equal(_after_late_chmod(env, 0o6777, writer, root_opens_first), 0o777, f"mode after {writer}")
+
+
+@needs(Need.USERS)
+def case_setgid_without_group_execute_added_to_an_open_file(env: Env) -> None:
+    """It stays when a member of the group writes, and goes when a stranger does."""
+    equal(_after_late_chmod(env, 0o2666, ALICE, True), 0o2666, "mode after a member's write")
+    equal(_after_late_chmod(env, 0o2666, BOB, True), 0o666, "mode after a stranger's write")
+
+
+@needs(Need.ROOT)
+def case_bits_added_to_an_open_file_stay_with_a_write_by_root(env: Env) -> None:
+    """Through a descriptor from before the change of mode."""
+    put("f", b"0123456789", 0o666)
+    with opened("f", os.O_RDWR) as fd:
+        os.fchmod(fd, 0o6755)
+        os.pwrite(fd, b"x", 0)
+    equal(mode_of("f"), 0o6755, "mode")
+
+
+@needs(Need.ROOT)
+def case_chown_to_nobody_new_by_root_clears_both(env: Env) -> None:
+    """chown(path, -1, -1) is a change of owner in that; directories keep setgid."""
+    put("f", b"", 0o6755)
+    make_directory("d", 0o2755)
+    for name in ("f", "d"):
+        os.chown(name, -1, -1)
+    equal((mode_of("f"), mode_of("d")), (0o755, 0o2755), "modes")
+
+
+@needs(Need.USERS)
+def case_chown_to_nobody_new_by_a_stranger_changes_nothing(env: Env) -> None:
+    """Whether it is refused or does nothing, the bits of others are safe."""
+    put_owned("f", ALICE, 0o6777, b"x")
+
+    def attempt() -> None:
+        with contextlib.suppress(PermissionError):
+            os.chown("f", -1, -1)
+
+    env.as_user(*BOB)(attempt)
+    equal(mode_of("f"), 0o6777, "mode")
 
 
 @needs(Need.USERS, Need.SECURITY_XATTR)
