@@ -21,7 +21,10 @@ VENV_PYTHON = WORKSHOP / "venv" / "bin" / "python"
 EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
 STEP_TIMEOUT_S = 400
 
-APT_PACKAGES = ("bindfs", "fio", "fuse3", "git", "gcc", "g++", "libfuse3-dev", "pkg-config")
+APT_PACKAGES = (
+    "bindfs", "fio", "fuse3", "git", "gcc", "g++", "libfuse3-dev", "liburing-dev", "libnuma-dev", "ninja-build",
+    "pkg-config",
+)  # fmt: skip
 
 
 class PrepareError(Exception):
@@ -61,34 +64,54 @@ def make_passthrough_ll() -> None:
     _run("gcc", "-O2", "-w", source, "-o", BIN / "passthrough_ll", *_fuse_flags())
 
 
-def make_passthrough_hp() -> None:
-    """libfuse's high-performance C++ example, from Debian's source package (not among the installed examples)."""
-    work = WORKSHOP / "fuse3-source"
+def _debian_release() -> str:
+    """The name of this Debian release; PrepareError on another system."""
+    for line in Path("/etc/os-release").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VERSION_CODENAME=") and Path("/etc/debian_version").exists():
+            return line.partition("=")[2].strip('"')
+    raise PrepareError("not a Debian system: no source package to build from")
+
+
+def _fuse3_source(release: str) -> Path:
+    """The unpacked sources of a Debian release's package fuse3."""
+    work = WORKSHOP / f"fuse3-{release}"
     lists = work / "lists" / "partial"
     lists.mkdir(parents=True, exist_ok=True)
-    release = next(
-        (
-            line.partition("=")[2].strip('"')
-            for line in Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
-            if line.startswith("VERSION_CODENAME=")
-        ),
-        "",
-    )
-    if not Path("/etc/debian_version").exists() or not release:
-        raise PrepareError("not a Debian system: no source package to build from")
     (work / "sources.list").write_text(f"deb-src http://deb.debian.org/debian {release} main\n", encoding="utf-8")
     apt = ["apt-get", "-q", "-o", f"Dir::Etc::sourcelist={work}/sources.list", "-o", "Dir::Etc::sourceparts=-",
            "-o", f"Dir::State::lists={work}/lists", "-o", "APT::Sandbox::User=root"]  # fmt: skip
     _run(*apt, "update", cwd=work)
     _run(*apt, "source", "--download-only", "fuse3", cwd=work)
-    tarballs = sorted(work.glob("fuse3_*.orig.tar.xz"))
+    tarballs = sorted(work.glob("fuse3_*.orig.tar.[gx]z"))
     if not tarballs:
         raise PrepareError("no source tarball of fuse3 came")
     _run("tar", "-xf", tarballs[-1], cwd=work)
     sources = sorted(work.glob("fuse*/example/passthrough_hp.cc"))
     if not sources:
         raise PrepareError("passthrough_hp.cc is not in the source package")
-    _run("g++", "-O2", "-w", sources[-1], "-o", BIN / "passthrough_hp", *_fuse_flags(), "-lpthread")
+    return sources[-1].parents[1]
+
+
+def make_passthrough_hp() -> None:
+    """libfuse's high-performance C++ example, from Debian's source package (not among the installed examples)."""
+    source = _fuse3_source(_debian_release()) / "example" / "passthrough_hp.cc"
+    _run("g++", "-O2", "-w", source, "-o", BIN / "passthrough_hp", *_fuse_flags(), "-lpthread")
+
+
+def make_passthrough_hp_uring() -> None:
+    """The same with a libfuse that knows io_uring (3.18): from Debian's newest sources, linked statically."""
+    _debian_release()
+    for library in ("liburing", "numa"):
+        _run("pkg-config", "--exists", "--print-errors", library)
+    source = _fuse3_source("sid")
+    _pip("meson")
+    build = source / "build"
+    shutil.rmtree(build, ignore_errors=True)
+    _run(VENV_PYTHON.with_name("meson"), "setup", build, "-Ddefault_library=static", "-Dtests=false", "-Dutils=false",
+         "--buildtype=release", cwd=source)  # fmt: skip
+    _run("ninja", "-C", build, "example/passthrough_hp")
+    shutil.copyfile(build / "example" / "passthrough_hp", BIN / "passthrough_hp_uring")
+    (BIN / "passthrough_hp_uring").chmod(0o755)
 
 
 def _pip(package: str) -> None:
@@ -127,6 +150,7 @@ STEPS: dict[str, Callable[[], None]] = {
     "client": make_client,
     "passthrough_ll": make_passthrough_ll,
     "passthrough_hp": make_passthrough_hp,
+    "passthrough_hp_uring": make_passthrough_hp_uring,
     "mfusepy": make_mfusepy,
     "pyfuse3": make_pyfuse3,
     "pyfuse3-example": make_pyfuse3_example,

@@ -183,7 +183,8 @@ def markdown(
         "A time must be at most, a rate at least the target times its reference. The first target is for the first "
         "release, the final one is where the project wants to be. Subjects that were left out "
         "have no rows here. `transfuse` is the compiled form with kernel "
-        "passthrough, `transfuse-nopass` the same without; `plain` is the pure Python form.\n",
+        "passthrough, `transfuse-nopass` the same without, `transfuse-noopen` without OPEN, `transfuse-lean` without "
+        "what libfuse-ll lacks too; `plain` is the pure Python form.\n",
         markdown_table(TARGETS_HEADER, targets_table(judge_all(results), results, metrics), left=3),
     ]
     parts += [

@@ -213,8 +213,21 @@ def compiled_form_present() -> str | None:
     return None if usable else f"no compiled form: {why or 'no module is compiled'}"
 
 
-def ours(name: str, what: str, *, compiled: bool, options: str) -> Subject:
-    """Our own mount of a directory in one form."""
+def io_uring_possible() -> str | None:
+    """None if requests can come over io_uring here, else the reason."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from transfuse.transports.uring import obstacle; print(obstacle() or '')"],
+        capture_output=True, text=True, check=False, timeout=30, env={**os.environ, **_python_environment()},
+    )  # fmt: skip
+    return done.stdout.strip() or (done.stderr.strip().splitlines() or [None])[-1]
+
+
+def _prepared_for_io_uring(name: str) -> Callable[[], str | None]:
+    return lambda: io_uring_possible() or prepare.ready(name)
+
+
+def ours(name: str, what: str, *, compiled: bool, options: str, io_uring: bool = False) -> Subject:
+    """Our own mount of a directory in one form; over io_uring or not, whatever this machine would do by itself."""
     return Subject(
         name=name,
         what=what,
@@ -228,9 +241,9 @@ def ours(name: str, what: str, *, compiled: bool, options: str) -> Subject:
             str(target),
             "--foreground",
             "-o",
-            options,
+            f"{options},io_uring={'yes' if io_uring else 'no'}",
         ],  # fmt: skip
-        check=compiled_form_present if compiled else lambda: None,
+        check=io_uring_possible if io_uring else compiled_form_present if compiled else lambda: None,
         env={**_python_environment(), "TRANSFUSE_NATIVE": "1" if compiled else "0"},
     )
 
@@ -244,6 +257,14 @@ def all_subjects() -> list[Subject]:
         ours("transfuse", "compiled form, cache=always, kernel passthrough", compiled=True, options="cache=always"),
         ours("transfuse-nopass", "compiled form, cache=always, no passthrough", compiled=True,
              options="cache=always,no_passthrough"),
+        ours("transfuse-uring", "compiled form, cache=always, kernel passthrough, over io_uring", compiled=True,
+             options="cache=always", io_uring=True),
+        ours("transfuse-uring-nopass", "compiled form, cache=always, no passthrough, over io_uring", compiled=True,
+             options="cache=always,no_passthrough", io_uring=True),
+        ours("transfuse-noopen", "compiled form, cache=always, no_open (no passthrough)", compiled=True,
+             options="cache=always,no_open"),
+        ours("transfuse-lean", "compiled form, cache=always, no xattrs and no permission checks, like libfuse-ll",
+             compiled=True, options="cache=always,xattr=no,no_default_permissions"),
         ours("plain", "pure Python, cache=always, kernel passthrough", compiled=False, options="cache=always"),
         ours("plain-nopass", "pure Python, cache=always, no passthrough", compiled=False,
              options="cache=always,no_passthrough"),
@@ -256,6 +277,9 @@ def all_subjects() -> list[Subject]:
         Subject("libfuse-hp", "libfuse example passthrough_hp, defaults (caches for a day, write-back)",
                 lambda source, target: [str(binary / "passthrough_hp"), "--foreground", str(source), str(target)],
                 check=_prepared("passthrough_hp")),
+        Subject("libfuse-hp-uring", "libfuse 3.18 example passthrough_hp, requests over io_uring",
+                lambda source, target: [str(binary / "passthrough_hp_uring"), "--foreground", str(source), str(target)],
+                check=_prepared_for_io_uring("passthrough_hp_uring"), env={"FUSE_URING_ENABLE": "1"}),
         Subject("mfusepy", "own pass-through on mfusepy, caches for an hour",
                 lambda source, target: [python, str(peers / "mfusepy_passthrough.py"), str(source), str(target)],
                 check=_prepared("mfusepy")),

@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"errors", "wire", "arch", "fs", "session", "transports", "executor", "workers"},
     "trace": {"errors", "wire", "arch", "session"},
     "testing": {"errors", "wire", "arch", "fs", "session", "transports", "filesystems", "client", "server", "trace"},
-    "__init__": {"errors", "wire", "arch", "fs", "session", "transports", "filesystems", "client", "server"},
+    "clients": {"errors", "fs", "session", "transports", "filesystems", "client", "server"},
+    "__init__": {"errors", "wire", "arch", "fs", "session", "transports", "filesystems", "client", "clients", "server"},
     "__main__": {"cli"},
     "cli": {"*"},
 }

@@ -1,7 +1,7 @@
 """transfuse: filesystems in user space, across every boundary.
 
 Both ends of the FUSE protocol, and every wire between. What a filesystem author needs, and whoever mounts or serves
-one, is here; the client is `transfuse.client`, test equipment is `transfuse.testing`.
+one, is here, and `connect` for whoever reads one; the client is `transfuse.client`, test equipment is `transfuse.testing`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ COMPILED = _loader.install()
 """Names of the modules that run in compiled form; empty in the plain form."""
 
 # The loader comes first: it decides in which form everything below is imported.
+from transfuse.clients import connect  # noqa: E402
 from transfuse.errors import (  # noqa: E402
     FilesystemCorrupted,
     LocalProtocolError,
@@ -60,6 +61,7 @@ __all__ = [
     "Server",
     "Statfs",
     "TreeFilesystem",
+    "connect",
     "mount",
 ]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -24,6 +26,7 @@ class ThreadedExecutor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._cpus = os.sched_getaffinity(0)
         self._threads: set[threading.Thread] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None
@@ -36,6 +39,7 @@ class ThreadedExecutor:
         """Run `call` on a new thread."""
 
         def run() -> None:
+            self._go_anywhere()
             try:
                 call()
             finally:
@@ -62,11 +66,21 @@ class ThreadedExecutor:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._loop_thread = threading.Thread(
-                    target=self._loop.run_forever, name="transfuse-asyncio", daemon=True
+                    target=self._run_loop, args=(self._loop,), name="transfuse-asyncio", daemon=True
                 )
                 self._loop_thread.start()
             loop = self._loop
         loop.call_soon_threadsafe(self._start, loop, coroutine)
+
+    def _go_anywhere(self) -> None:
+        """A thread is where its maker is, and workers may be bound to a CPU (transports.uring)."""
+        if os.sched_getaffinity(0) != self._cpus:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self._cpus)
+
+    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._go_anywhere()
+        loop.run_forever()
 
     def _start(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> None:
         task = loop.create_task(coroutine)

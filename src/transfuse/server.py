@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from transfuse.errors import RemoteProtocolError
 from transfuse.executor import ThreadedExecutor
@@ -29,6 +29,8 @@ from transfuse.transports.dev_fuse import DevFuse, sync_init
 from transfuse.transports.mount import Mounted
 from transfuse.transports.mount.attach import Method, open_and_attach
 from transfuse.transports.mount.options import MountOptions, parse_options, unknown_option
+from transfuse.transports.uring import UringDevFuse, obstacle
+from transfuse.wire import flags as f
 from transfuse.wire.encode import Message
 from transfuse.wire.layout import Buffer
 from transfuse.wire.show import show_message, traced
@@ -45,6 +47,8 @@ DEFAULT_WORKERS = 16
 """Most threads that read requests of one connection; one does, until it is held up (see workers)."""
 JOIN_TIMEOUT_S = 10.0
 """How long a stop waits for each request that a filesystem still works on."""
+IoUring = Literal["auto", "yes", "no"]
+"""Requests over io_uring: where the filesystem asks for it (Features.io_uring), always, never; only where possible."""
 CONNECT_TIMEOUT_S = 20.0
 """How long a peer may take to send INIT after a mount before the mount is given up."""
 
@@ -80,6 +84,9 @@ class Server:
         limits = Limits(
             transport.max_write, transport.can_pass_through, transport.can_notify, default_permissions, owner
         )
+        self._queued = transport if isinstance(transport, UringDevFuse) else None
+        if self._queued is not None:
+            limits = replace(limits, io_uring=True)
         if self._self_serving is not None:
             checked = default_permissions or self._self_serving.checks_permissions
             limits = replace(limits, default_permissions=checked, window=self._self_serving.window)
@@ -106,8 +113,11 @@ class Server:
             workers,
             handshake=self._handshake,
             on_gone=self.session.interrupt_all,
-            on_finished=self._end,
+            on_finished=self._party_left,
         )
+        self._parties = 1
+        """Groups of threads that carry requests; the last one to come home ends the session."""
+        self._parties_lock = threading.Lock()
         self._closed = False
 
     @property
@@ -144,6 +154,9 @@ class Server:
                 channel.send(message)
                 # Only now are further channels to be had: the kernel connects when it has read the answer.
             if self.session.connection is not None:
+                if self._queued is not None and self.session.connection.has(f.FUSE_OVER_IO_URING):
+                    self._parties += 1
+                    self._queued.start_queues(self._handle, self._party_left)
                 self._connected.set()
                 self.pool.watch()
             elif self.session.refused:
@@ -154,6 +167,13 @@ class Server:
         if self.session.connection is not None:
             self.transport.bind(self._handle, self.session.undelivered)
         return message
+
+    def _party_left(self) -> None:
+        with self._parties_lock:
+            self._parties -= 1
+            last = self._parties == 0
+        if last:
+            self._end()
 
     def _end(self) -> None:
         try:
@@ -184,7 +204,8 @@ class Server:
         self.transport.close()
         self.session.interrupt_all()
         self.pool.close(JOIN_TIMEOUT_S)
-        if not self._finished.is_set() and not any(worker.thread.is_alive() for worker in self.pool.workers):
+        home = self._queued is None or self._queued.stop_queues(JOIN_TIMEOUT_S)
+        if home and not self._finished.is_set() and not any(worker.thread.is_alive() for worker in self.pool.workers):
             self._end()
         if self._own_executor:
             self.executor.close()
@@ -302,13 +323,14 @@ def mount(
     *,
     workers: int = DEFAULT_WORKERS,
     method: Method = "auto",
+    io_uring: IoUring = "auto",
     on_bug: BugHandler | None = None,
     trace: Callable[[str], None] | None = None,
     before_serving: Callable[[], None] | None = None,
 ) -> Mount:
     """Mount `filesystem` on `mountpoint` and serve it from threads of this process; returns when it answers.
 
-    `options` are strings as behind -o, or MountOptions. Raises MountError (an OSError that names the step, the reason
+    `options` are strings as behind -o, or MountOptions. `io_uring`: see IoUring. Raises MountError (an OSError that names the step, the reason
     and the way out), MountOptionError, or ConnectionError when the kernel did not connect.
     """
     parsed = options if isinstance(options, MountOptions) else parse_options(list(options))
@@ -319,7 +341,7 @@ def mount(
     started: list[tuple[Server, DevFuse]] = []
 
     def start(fd: int) -> None:
-        transport = DevFuse(fd)
+        transport = _open_transport(fd, filesystem, io_uring, workers)
         server = Server(
             filesystem,
             transport,
@@ -354,3 +376,18 @@ def mount(
         result.close()
         raise ConnectionError(f"{result.mountpoint}: the kernel did not agree on a protocol; see the log")
     return result
+
+
+def _open_transport(fd: int, filesystem: Filesystem | PathFilesystem, io_uring: IoUring, workers: int) -> DevFuse:
+    """With rings if `io_uring` and the machine say so; why not goes into the log."""
+    if io_uring == "no" or (io_uring == "auto" and not filesystem.features.io_uring):
+        return DevFuse(fd)
+    reason = obstacle() if workers > 1 else "a queue needs more than one worker"
+    if reason is None:
+        try:
+            return UringDevFuse(fd, workers)
+        except OSError as error:
+            reason = error.strerror
+    level = logging.WARNING if io_uring == "yes" else logging.INFO
+    log.log(level, "no io_uring, requests come by read(): %s", reason)
+    return DevFuse(fd)

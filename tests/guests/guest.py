@@ -34,12 +34,15 @@ from types import TracebackType
 from guests import images
 from guests.initramfs import Cpio
 from guests.machine import MACHINES, Filesystem, Machine, command, qemu_of
+from guests.packages import with_parent
 
 BOOT_LIMIT_S = 180.0
 SCRIPT_LIMIT_S = 120.0
 END_LIMIT_S = 20.0
-HUNG_TASK_S = 60
+HUNG_TASK_S = 40
 """A task blocked for this long is reported by the guest's kernel."""
+WATCH_S = 5.0
+"""How often the console is looked at while a script runs."""
 LARGEST_OUTPUT = 64 << 20
 SHOWN_BYTES = 6000
 COMPLAINT = re.compile(
@@ -186,7 +189,7 @@ class Guest:
                 listeners.append(listener)
             said = stack.enter_context((self._folder / "qemu").open("wb"))
             self._process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+                with_parent(words), stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
             )
             self._commands, self._keys, self._monitor = (self._accept(listener) for listener in listeners)
         self._tell_monitor("qmp_capabilities")
@@ -213,6 +216,12 @@ class Guest:
         self._commands = self._keys = self._monitor = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """End QEMU at once, as a crash of the host's program would."""
         assert self._process is not None
@@ -228,16 +237,10 @@ class Guest:
 
         `complaints`: what the kernel complains about is expected, and no error.
         """
-        data = script.encode()
         started = time.monotonic()
-        self._send(b"clock %d\nscript %d\n" % (time.time(), len(data)) + data)
-        try:
-            output, rest = self._until(b"end", timeout_s)
-        except TimeoutError:
-            raise ScriptTimeout(self._timed_out(script, timeout_s)) from None
-        outcome = Outcome(int(rest), output, time.monotonic() - started)
-        if not complaints:
-            self._check_kernel()
+        self.start(script)
+        outcome = self.finish(timeout_s=timeout_s, complaints=complaints, what=script)
+        outcome = Outcome(outcome.status, outcome.output, time.monotonic() - started)
         if check and outcome.status:
             shown = outcome.text[-SHOWN_BYTES:]
             raise ScriptFailed(
@@ -248,16 +251,19 @@ class Guest:
     def start(self, script: str) -> None:
         """Begin a script and come back; `finish` waits for its end. Nothing else can be run in between."""
         data = script.encode()
-        self._send(b"script %d\n" % len(data) + data)
+        self._send(b"clock %d\nscript %d\n" % (time.time(), len(data)) + data)
 
-    def finish(self, *, timeout_s: float = SCRIPT_LIMIT_S) -> Outcome:
+    def finish(
+        self, *, timeout_s: float = SCRIPT_LIMIT_S, complaints: bool = False, what: str = "what was started"
+    ) -> Outcome:
         """The outcome of what `start` began; any status is well."""
         started = time.monotonic()
         try:
-            output, rest = self._until(b"end", timeout_s)
+            output, rest = self._until(b"end", timeout_s, watch=not complaints)
         except TimeoutError:
-            raise ScriptTimeout(self._timed_out("what was started", timeout_s)) from None
-        self._check_kernel()
+            raise ScriptTimeout(self._timed_out(what, timeout_s)) from None
+        if not complaints:
+            self._check_kernel()
         return Outcome(int(rest), output, time.monotonic() - started)
 
     def wait_for_output(self, mark: bytes, *, timeout_s: float = SCRIPT_LIMIT_S) -> None:
@@ -318,12 +324,13 @@ class Guest:
             raise GuestDied(f"{self}: QEMU takes nothing any more ({error}){self._remains()}") from None
 
     def _receive(self, limit: float) -> None:
-        """More of the output; TimeoutError behind the limit, GuestDied when QEMU has ended."""
+        """More of the output, or nothing after a while; TimeoutError behind the limit, GuestDied if QEMU has ended."""
         assert self._commands is not None
-        while not select.select([self._commands], [], [], 0.5)[0]:
+        if not select.select([self._commands], [], [], 0.5)[0]:
             self._check_process()
             if time.monotonic() > limit:
                 raise TimeoutError
+            return
         try:
             data = self._commands.recv(1 << 18)
         except ConnectionError:
@@ -340,9 +347,10 @@ class Guest:
         if time.monotonic() > limit:
             raise TimeoutError
 
-    def _until(self, word: bytes, timeout_s: float) -> tuple[bytes, bytes]:
-        """What comes before the mark TOKEN word REST, and REST."""
+    def _until(self, word: bytes, timeout_s: float, *, watch: bool = False) -> tuple[bytes, bytes]:
+        """What comes before the mark TOKEN word REST, and REST. `watch`: a complaint of the kernel is the end."""
         limit = time.monotonic() + timeout_s
+        watched = time.monotonic()
         mark = re.compile(re.escape(self._token) + rb" (\w+) ([^\n]*)\n")
         searched = 0
         while True:
@@ -355,6 +363,9 @@ class Guest:
                     raise GuestError(f"{self}: said {verb!r}, expected {word!r}{self._remains()}")
                 return output, rest
             searched = max(0, len(self._held) - 200)
+            if watch and time.monotonic() > watched + WATCH_S:
+                self._check_kernel(show_blocked=True)
+                watched = time.monotonic()
             self._receive(limit)
 
     def _wait_for_hello(self, timeout_s: float) -> None:
@@ -394,20 +405,29 @@ class Guest:
         if self._process is not None and (status := self._process.poll()) is not None:
             raise GuestDied(f"{self}: QEMU ended with status {status}{self._remains()}")
 
-    def _check_kernel(self) -> None:
+    def _check_kernel(self, *, show_blocked: bool = False) -> None:
         text = self.console()
-        new, self._seen = text[self._seen :], len(text)
+        new = text[self._seen :]
         found = COMPLAINT.search(new)
+        if found and show_blocked:
+            self._show_blocked()
+            text = self.console()
+            new = text[self._seen :]
+        self._seen = len(text)
         if found:
             start = max(0, found.start() - 300)
-            raise KernelComplaint(f"{self}: its kernel complains:\n{new[start : start + SHOWN_BYTES]}")
+            raise KernelComplaint(f"{self}: its kernel complains:\n{new[start : start + 2 * SHOWN_BYTES]}")
+
+    def _show_blocked(self) -> None:
+        """Have the kernel print the stacks of tasks that block."""
+        with contextlib.suppress(OSError):
+            assert self._keys is not None
+            self._keys.sendall(b"w\n")
+            time.sleep(3)
 
     def _timed_out(self, what: str, timeout_s: float) -> str:
         """The message for what did not end, with the tasks that block; ends the guest."""
-        with contextlib.suppress(OSError):
-            assert self._keys is not None
-            self._keys.sendall(b"w\n")  # sysrq: show blocked tasks
-            time.sleep(3)
+        self._show_blocked()
         message = f"{self}: no end within {timeout_s:.0f} s of\n{what}\nit printed so far:\n"
         message += bytes(self._held[-SHOWN_BYTES:]).decode(errors="replace") + self._remains(20_000)
         if self._process is not None and self._process.poll() is None:

@@ -22,7 +22,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 # Raised whenever what is put into the cache changes: older contents are then left alone and made anew.
@@ -36,6 +36,12 @@ RETRIES = 3
 
 class Missing(Exception):
     """Something that a guest needs can't be had on this machine; the message is a reason to skip."""
+
+
+def with_parent(command: Sequence[str]) -> list[str]:
+    """The command, which ends when the thread that started it does: a killed test run leaves no machine running."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--", *command] if setpriv else list(command)
 
 
 def cache() -> Path:

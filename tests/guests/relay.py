@@ -224,6 +224,7 @@ class Relay:
         self.error: BaseException | None = None
         self._state = State()
         self._stopping = False
+        self._talking: socket.socket | None = None
         self._changed = threading.Condition()
 
     def __enter__(self) -> Relay:
@@ -236,6 +237,9 @@ class Relay:
 
     def __exit__(self, *_: object) -> None:
         self._stopping = True
+        with contextlib.suppress(OSError):
+            if self._talking is not None:
+                self._talking.shutdown(socket.SHUT_RDWR)  # it may be waiting for a back-end's answer
         self._thread.join(30)
         self._listener.close()
         self._state.close()
@@ -272,6 +276,7 @@ class Relay:
     def _serve(self, front: socket.socket) -> None:
         pending: Message | None = None
         while (back := self._connect()) is not None:
+            self._talking = back
             with back, contextlib.suppress(Gone):
                 self._tell(back)
                 with self._changed:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from guests import images
 from guests.machine import QUEUE_SIZE, Filesystem
-from guests.packages import Missing
+from guests.packages import Missing, with_parent
 
 START_LIMIT_S = 30.0
 END_LIMIT_S = 15.0
@@ -89,7 +89,7 @@ class BackEnd:
         words = arguments(self.kind, self.source, self.socket, self.options)
         with (self.place / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                with_parent(words), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         limit = time.monotonic() + START_LIMIT_S
         while not listening(self.socket):

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+from interop.io_uring import switched
 
 START_LIMIT_S = 20.0
 END_LIMIT_S = 15.0
@@ -28,6 +30,7 @@ KINDS: dict[str, tuple[str | None, str]] = {
     "hostdir-cache-never": (None, "allow_other,suid,dev,cache=never"),
     "hostdir-cache-always": (None, "allow_other,suid,dev,cache=always"),
     "hostdir-no-open": (None, "allow_other,suid,dev,cache=always,no_open"),
+    "hostdir-io-uring": (None, "allow_other,suid,dev"),
     "memory": ("memory:", "allow_other,suid,dev"),
     "memory-writeback": ("memory:", "allow_other,suid,dev,writeback"),
 }
@@ -67,6 +70,14 @@ def mounted(kind: str, place: Path) -> Iterator[Mounted]:
     source = None if name else place / "source"
     if source is not None:
         source.mkdir(mode=0o755)
+    with switched(True) if kind.endswith("io-uring") else nullcontext():
+        yield from _serve(kind, name, options, directory, source, log)
+
+
+def _serve(
+    kind: str, name: str | None, options: str, directory: Path, source: Path | None, log: Path
+) -> Iterator[Mounted]:
+    options += f",io_uring={'yes' if kind.endswith('io-uring') else 'no'}"
     command = [sys.executable, "-m", "transfuse", "mount", name or str(source), str(directory), "--foreground"]
     with log.open("wb") as output:
         server = subprocess.Popen(

@@ -23,8 +23,10 @@ _NOT_IN_FUSE = {Need.COLLAPSE_RANGE, Need.INSERT_RANGE}
 _KEPT_BY_THE_KERNEL = {
     ("hostdir-writeback", "ioctl_attrs.setting_flags_moves_ctime"),
     ("memory-writeback", "ioctl_attrs.setting_flags_moves_ctime"),
-    # Without OPEN the server does not hear of O_NOATIME.
+    # Without OPEN the source is not asked: it does not hear of O_NOATIME, and refuses only the writing.
     ("hostdir-no-open", "read_write.reading_with_o_noatime_leaves_atime"),
+    ("hostdir-no-open", "ioctl_attrs.immutable"),
+    ("hostdir-no-open", "ioctl_attrs.append_only"),
 }
 
 

@@ -39,7 +39,7 @@ def _compare(model: str, other: Path, seed: int, steps: int, *more: str, limit_s
 
 @pytest.mark.needs("root", "/dev/fuse")
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("kind", PROGRAM_KINDS)
+@pytest.mark.parametrize("kind", (*PROGRAM_KINDS, "hostdir-io-uring"))
 def test_mount_agrees_with_tmpfs(kind: str, model: str, tmp_path: Path, seed: int) -> None:
     with mounted(kind, tmp_path) as mount:
         place = mount.directory / "work"

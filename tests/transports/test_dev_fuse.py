@@ -8,57 +8,13 @@ import threading
 
 import pytest
 
-from transfuse import Attr, DirEntry, Entry, FileRange, Filesystem, Opened, Server, mount
+from transfuse import Server, mount
 from transfuse.transports import dev_fuse
 from transfuse.transports.dev_fuse import DevFuse
 from transfuse.transports.mount import attach, open_device, parse_options
+from transports.device_files import BIG, Files
 
 pytestmark = [pytest.mark.interop, pytest.mark.needs("root", "/dev/fuse")]
-
-BIG = bytes(range(256)) * 8192
-
-
-class Files(Filesystem):
-    """A root with files that answer READ in each of the ways there are."""
-
-    def __init__(self, fd: int, write_only: int = 0) -> None:
-        self.fd = fd
-        self.write_only = write_only
-        self.written: dict[int, bytes] = {}
-        self.gate = threading.Event()
-
-    NAMES = {b"small": 2, b"bytes": 3, b"range": 4, b"broken": 5, b"slow": 6}
-
-    def lookup(self, req, parent, name):
-        if name not in self.NAMES:
-            raise FileNotFoundError(errno.ENOENT, name)
-        return Entry(self.getattr(req, self.NAMES[name], None))
-
-    def getattr(self, req, nodeid, fh):
-        return Attr.directory(1) if nodeid == 1 else Attr.file(nodeid, size=len(BIG), mode=0o666)
-
-    def open(self, req, nodeid, flags):
-        return Opened(7, direct_io=True)
-
-    def read(self, req, nodeid, fh, size, offset):
-        if nodeid == 2:
-            return b"tiny"[offset : offset + size]
-        if nodeid == 4:
-            return FileRange(self.fd, offset, size)
-        if nodeid == 5:
-            return FileRange(self.write_only, offset, size)
-        if nodeid == 6:
-            self.gate.wait(10)
-            return b""
-        return BIG[offset : offset + size]
-
-    def write(self, req, nodeid, fh, data, offset, flags):
-        self.written[nodeid] = self.written.get(nodeid, b"") + bytes(data)
-        return len(data)
-
-    def readdir(self, req, nodeid, fh, offset):
-        return [DirEntry(name, ino) for name, ino in self.NAMES.items()]
-
 
 @pytest.fixture(params=["native", "plain"])
 def form(request, monkeypatch):
@@ -78,7 +34,7 @@ def files(tmp_path, form):
     filesystem = Files(fd, write_only)
     place = tmp_path / "mnt"
     place.mkdir()
-    with mount(filesystem, place) as mounted:
+    with mount(filesystem, place, io_uring="no") as mounted:
         yield filesystem, place, mounted
     os.close(fd)
     os.close(write_only)

@@ -1,7 +1,8 @@
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 cdef unsigned long memory_faults() noexcept nogil
 cdef object failure(int number)
+cdef void mark_pages(uint8_t *bits, uint64_t size, uint64_t address, uint64_t length) noexcept nogil
 
 cdef class Mapping:
     cdef object __weakref__
@@ -35,4 +36,3 @@ cdef class GuestMemory:
 
 cdef class DirtyLog:
     cdef readonly Mapping mapping
-    cdef void note(self, uint64_t address, uint64_t length) noexcept

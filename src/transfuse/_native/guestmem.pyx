@@ -346,6 +346,16 @@ cdef object nothing_at(address, length):
     return RingError(f"no memory at guest address {address:#x} ({length} bytes were to be there)")
 
 
+cdef void mark_pages(uint8_t *bits, uint64_t size, uint64_t address, uint64_t length) noexcept nogil:
+    """Set the bits of `length` bytes at `address` in a log of `size` bytes."""
+    cdef uint64_t page = address // LOG_PAGE, last = (address + length - 1) // LOG_PAGE, end = size * 8
+    if address + length - 1 < address:
+        last = end
+    while page <= last and page < end:
+        set_bits(bits + (page >> 3), <uint8_t> (1 << (page & 7)))
+        page += 1
+
+
 cdef class DirtyLog:
     """The bitmap in which a device notes what it wrote to guest memory while the guest is being migrated."""
 
@@ -354,16 +364,7 @@ cdef class DirtyLog:
     def __init__(self, Mapping mapping not None):
         self.mapping = mapping
 
-    cdef void note(self, uint64_t address, uint64_t length) noexcept:
-        cdef uint64_t page = address // LOG_PAGE, last = (address + length - 1) // LOG_PAGE
-        cdef uint64_t end = self.mapping.size * 8
-        if address + length - 1 < address:
-            last = end
-        while page <= last and page < end:
-            set_bits(<uint8_t *> self.mapping.data + (page >> 3), <uint8_t> (1 << (page & 7)))
-            page += 1
-
     def mark(self, guest_address, length):
         """Note that `length` bytes were written. What lies beyond the log has no bit and is passed over."""
         if length > 0:
-            self.note(guest_address, length)
+            mark_pages(<uint8_t *> self.mapping.data, self.mapping.size, guest_address, length)

@@ -72,6 +72,8 @@ cdef class DeviceQueue:
     cdef public object answer
     cdef object why
     cdef DirtyLog log
+    cdef uint8_t *log_bits
+    cdef uint64_t log_bytes
     cdef bint log_rings
     cdef bint packed, indirect, event_idx, in_order, guest_physical
     cdef object addresses
@@ -109,6 +111,7 @@ cdef class DeviceQueue:
     cdef int table(self, raw_desc *d, uint16_t flags, char **found) noexcept
     cdef int table_desc(self, char *table, uint64_t address, uint32_t index, raw_desc *d) noexcept
     cdef void mark(self, uint64_t address, uint64_t length) noexcept nogil
+    cdef int check_memory(self) except -1
     cdef int start(self, base, inflight) except -1
     cdef object base_value(self)
     cdef bint available(self) noexcept nogil

@@ -25,7 +25,7 @@ from libc.string cimport memcpy, memset
 from posix.time cimport timespec
 from posix.types cimport off_t
 
-from transfuse._native.guestmem cimport DirtyLog, GuestMemory, failure, memory_faults
+from transfuse._native.guestmem cimport DirtyLog, GuestMemory, failure, mark_pages, memory_faults
 
 from transfuse.errors import QueueStopped, RingError
 
@@ -209,3 +209,1669 @@ LIMITS = {
 }
 """The numbers of transports.virtqueue.layout as this module has them."""
 
+
+cdef enum:
+    # what a driver did wrong; `describe` has the words
+    NO_MEMORY = 1
+    EMPTY
+    DISORDER
+    TOO_MANY_SEGMENTS
+    TOO_MANY_PIECES
+    TOO_MANY_BYTES
+    OUT_OF_HOST_MEMORY
+    NOT_AGREED
+    INDIRECT_NEXT
+    BAD_TABLE
+    NESTED
+    OUTSIDE_TABLE
+    ENDLESS
+    INDEX_AHEAD
+    TOO_MANY_REQUESTS
+    TOO_MANY_DESCRIPTORS
+    BAD_INFLIGHT
+    NO_INFLIGHT_ENTRY
+
+
+cdef object describe(int error, uint64_t a, uint64_t b):
+    """The text of a RingError; those of the plain form."""
+    if error == NO_MEMORY:
+        return f"no memory at guest address {a:#x} ({b} bytes were to be there)"
+    if error == EMPTY:
+        return f"descriptor of no bytes at {a:#x}"
+    if error == DISORDER:
+        return "readable descriptor after a writable one"
+    if error == TOO_MANY_SEGMENTS:
+        return f"chain of more than {MAX_SEGMENTS} segments"
+    if error == TOO_MANY_PIECES:
+        return f"chain in more than {MAX_PIECES} pieces of memory"
+    if error == TOO_MANY_BYTES:
+        return f"chain of more than {MAX_CHAIN_BYTES} bytes"
+    if error == NOT_AGREED:
+        return "indirect descriptor, which was not agreed on"
+    if error == INDIRECT_NEXT:
+        return "indirect descriptor with a next one"
+    if error == BAD_TABLE:
+        return f"indirect table of {a} bytes"
+    if error == NESTED:
+        return "indirect descriptor in an indirect table"
+    if error == OUTSIDE_TABLE:
+        return f"descriptor {a} in a table of {b}"
+    if error == ENDLESS:
+        return f"chain that does not end within a table of {a}"
+    if error == INDEX_AHEAD:
+        return f"available index is {a} ahead in a queue of {b}"
+    if error == TOO_MANY_REQUESTS:
+        return f"more than {a} requests under way"
+    if error == TOO_MANY_DESCRIPTORS:
+        return f"more than {a} descriptors under way"
+    if error == BAD_INFLIGHT:
+        return f"inflight region: entry {a} in a queue of {b}"
+    if error == NO_INFLIGHT_ENTRY:
+        return "inflight region: no free entry for what the ring holds"
+    return "this host has no memory left for a request"
+
+
+# ---- a request -------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Chain:
+    """A request. Offsets count from the first byte of the part they are about, readable or writable."""
+
+    def __cinit__(self):
+        self.parts = self.few_parts
+        self.places = self.few_places
+        self.room = INLINE_PIECES
+        self.slots = 1
+        self.entry = -1
+
+    def __init__(self):
+        raise TypeError("chains are made by pop()")
+
+    def __dealloc__(self):
+        if self.parts != self.few_parts:
+            free(self.parts)
+
+    cdef int grow(self) noexcept:
+        """Twice the room: the places lie behind the parts, in one allocation."""
+        cdef int room = 4 * self.room
+        cdef iovec *parts = <iovec *> malloc(room * (sizeof(iovec) + sizeof(uint64_t)))
+        cdef uint64_t *places
+        if parts == NULL:
+            return -1
+        places = <uint64_t *> (parts + room)
+        memcpy(parts, self.parts, self.room * sizeof(iovec))
+        memcpy(places, self.places, self.room * sizeof(uint64_t))
+        if self.parts != self.few_parts:
+            free(self.parts)
+        self.parts, self.places, self.room = parts, places, room
+        return 0
+
+    cdef void read_bytes(self, char *to, uint64_t offset, uint64_t length) noexcept nogil:
+        """Copy readable bytes, which are there."""
+        cdef iovec *part = self.parts
+        cdef size_t size
+        while length:
+            size = part.iov_len
+            if offset >= size:
+                offset -= size
+            else:
+                size -= offset
+                if size > length:
+                    size = length
+                memcpy(to, part.iov_base + offset, size)
+                to += size
+                length -= size
+                offset = 0
+            part += 1
+
+    cdef int write_bytes(self, const char *source, uint64_t offset, uint64_t length) noexcept nogil:
+        """Copy into the writable part, where there is room; -1: the queue was stopped."""
+        cdef iovec *part = self.parts + self.inputs
+        cdef size_t size
+        if self.queue.enter() < 0:
+            return -1
+        if offset + length > self.touched:
+            self.touched = offset + length
+        while length:
+            size = part.iov_len
+            if offset >= size:
+                offset -= size
+            else:
+                size -= offset
+                if size > length:
+                    size = length
+                memcpy(part.iov_base + offset, source, size)
+                source += size
+                length -= size
+                offset = 0
+            part += 1
+        self.queue.leave()
+        return 0
+
+    cdef ssize_t fetch(self, int fd, int64_t offset, uint64_t skip, uint64_t length) noexcept nogil:
+        """preadv; how many came, or a negative errno. The caller has called enter()."""
+        if skip + length > self.touched:
+            self.touched = skip + length
+        return transfer(fd, offset, self.parts + self.inputs, skip, length, False)
+
+    cdef ssize_t store(self, int fd, int64_t offset, uint64_t skip, uint64_t length) noexcept nogil:
+        """pwritev; how many went, or a negative errno."""
+        return transfer(fd, offset, self.parts, skip, length, True)
+
+    def copy_in(self, buffer, at, offset, length):
+        """Copy `length` readable bytes from `offset` into buffer[at:]. ValueError if there are not so many."""
+        cdef Py_buffer target
+        cdef uint64_t start, size
+        cdef char *to
+        if offset < 0 or length < 0 or offset + length > self.readable:
+            raise ValueError(f"{length} bytes at {offset} of a chain with {self.readable} readable bytes")
+        PyObject_GetBuffer(buffer, &target, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        try:
+            if at < 0 or at + length > target.len:
+                raise ValueError(f"{length} bytes into a buffer of {target.len} at {at}")
+            to = <char *> target.buf + <size_t> at
+            start, size = offset, length
+            if size > LARGE_COPY:
+                with nogil:
+                    self.read_bytes(to, start, size)
+            else:
+                self.read_bytes(to, start, size)
+        finally:
+            PyBuffer_Release(&target)
+
+    def gather(self, offset, length):
+        """`length` readable bytes from `offset`."""
+        cdef uint64_t start, size
+        cdef char *to
+        if offset < 0 or length < 0 or offset + length > self.readable:
+            raise ValueError(f"{length} bytes at {offset} of a chain with {self.readable} readable bytes")
+        start, size = offset, length
+        made = PyBytes_FromStringAndSize(NULL, size)
+        to = PyBytes_AS_STRING(made)
+        if size > LARGE_COPY:
+            with nogil:
+                self.read_bytes(to, start, size)
+        else:
+            self.read_bytes(to, start, size)
+        return made
+
+    def write(self, offset, data):
+        """Copy `data` into the writable part at `offset`. ValueError if it does not fit."""
+        cdef Py_buffer source
+        cdef uint64_t start, size
+        cdef int result
+        PyObject_GetBuffer(data, &source, PyBUF_SIMPLE)
+        try:
+            size = source.len
+            if offset < 0 or offset + size > self.writable:
+                raise ValueError(f"{size} bytes at {offset} of a chain with {self.writable} writable bytes")
+            start = offset
+            if size > LARGE_COPY:
+                with nogil:
+                    result = self.write_bytes(<char *> source.buf, start, size)
+            else:
+                result = self.write_bytes(<char *> source.buf, start, size)
+        finally:
+            PyBuffer_Release(&source)
+        if result < 0:
+            raise stopped()
+
+    def pread(self, fd, file_offset, skip, length):
+        """Read `length` bytes of `fd` into the writable part behind its first `skip` bytes; how many came."""
+        cdef int file = fd
+        cdef int64_t offset = offset_of(file_offset)
+        cdef uint64_t start, size
+        cdef ssize_t count
+        if skip < 0 or length < 0 or skip + length > self.writable:
+            raise ValueError(f"{length} bytes at {skip} of a chain with {self.writable} writable bytes")
+        start, size = skip, length
+        if self.queue.enter() < 0:
+            raise stopped()
+        with nogil:
+            count = self.fetch(file, offset, start, size)
+            self.queue.leave()
+        if count < 0:
+            raise failure(-count)
+        return count
+
+    def pwrite(self, fd, file_offset, skip, length):
+        """Write `length` readable bytes behind the first `skip` to `fd`; how many went."""
+        cdef int file = fd
+        cdef int64_t offset = offset_of(file_offset)
+        cdef uint64_t start, size
+        cdef ssize_t count
+        if skip < 0 or length < 0 or skip + length > self.readable:
+            raise ValueError(f"{length} bytes at {skip} of a chain with {self.readable} readable bytes")
+        start, size = skip, length
+        with nogil:
+            count = self.store(file, offset, start, size)
+        if count < 0:
+            raise failure(-count)
+        return count
+
+    def send(self, message):
+        """Answer the request, through whoever serves its queue (`DeviceQueue.answer`). False: nobody waits for it."""
+        return self.queue.answer(self, message)
+
+
+cdef object stopped():
+    return QueueStopped("the driver has taken its ring back")
+
+
+cdef int64_t offset_of(value) except -1:
+    if not 0 <= value < 1 << 63:
+        raise failure(EINVAL)
+    return value
+
+
+cdef ssize_t transfer(int fd, int64_t offset, iovec *part, uint64_t skip, uint64_t length, bint out) noexcept nogil:
+    """Move `length` bytes between a file and what lies behind the first `skip` bytes of `part` and those that follow,
+    until a call comes back short. Returns how many moved, or the first call's negative errno."""
+    cdef iovec batch[IOV_MAX]
+    cdef int count
+    cdef size_t wanted, size
+    cdef ssize_t got, done = 0
+    while length:
+        count = 0
+        wanted = 0
+        while length and count < IOV_MAX:
+            size = part.iov_len
+            if skip >= size:
+                skip -= size
+                part += 1
+                continue
+            size -= skip
+            if size > length:
+                size = length
+            batch[count].iov_base = part.iov_base + skip
+            batch[count].iov_len = size
+            count += 1
+            wanted += size
+            length -= size
+            skip = 0
+            part += 1
+        while True:
+            got = pwritev(fd, batch, count, offset) if out else preadv(fd, batch, count, offset)
+            if got >= 0 or errno != EINTR:
+                break
+        if got < 0:
+            return done if done else -errno
+        done += got
+        offset += got
+        if <size_t> got < wanted:
+            break
+    return done
+
+
+# ---- what both kinds have in common: the device's side ---------------------------------------------------------------
+
+
+def no_answer(chain, message):
+    """Nobody serves the queue."""
+    raise RuntimeError("nobody serves the queue of this chain")
+
+
+cdef class DeviceQueue:
+    """The device's side of one queue; SplitDevice and PackedDevice are the two kinds."""
+
+    def __cinit__(self, *arguments, **options):
+        if make_lock(&self.lock, &self.changed):
+            raise MemoryError
+        self.locked = True
+        self.answer = no_answer
+        self.armed = True
+
+    def __init__(self):
+        raise TypeError("a device queue is split or packed")
+
+    def __dealloc__(self):
+        if self.locked:
+            pthread_mutex_destroy(&self.lock)
+            pthread_cond_destroy(&self.changed)
+        free(self.waiting)
+
+    cdef int begin(
+        self, memory, size, desc, driver_area, device_area, features, base, inflight, log, log_rings, guest_physical
+    ) except -1:
+        if self.size:
+            raise ValueError("a queue is made once")
+        check_size(size, self.packed)
+        self.addresses = (desc, driver_area, device_area)
+        for what, address, alignment in zip(
+            ("desc", "driver", "device"), self.addresses, (16, 4, 4) if self.packed else (16, 2, 4)
+        ):
+            if address % alignment:
+                raise RingError(f"{what} area at {address:#x}, not a multiple of {alignment}")
+        self.size = size
+        self.features = features
+        self.indirect = bool(self.features & F_INDIRECT_DESC)
+        self.event_idx = bool(self.features & F_EVENT_IDX)
+        self.in_order = bool(self.features & F_IN_ORDER)
+        self.guest_physical = guest_physical
+        if self.in_order:
+            self.waiting = <early *> calloc(self.size, sizeof(early))
+            if self.waiting == NULL:
+                raise MemoryError
+        self.find_areas(memory, &self.at)
+        self.memory = memory
+        self.faults = memory_faults()
+        if memory.broken:
+            raise RingError("the file of the memory was truncated")
+        self.set_log(log, log_rings)
+        return self.start(base, inflight)
+
+    cdef int find_areas(self, GuestMemory memory, areas *found) except -1:
+        cdef char *hosts[3]
+        cdef int i
+        places = []
+        for i, length in enumerate(area_sizes(self.size, self.packed)):
+            address = self.addresses[i]
+            view = memory.at_guest(address, length) if self.guest_physical else memory.at_user(address, length)
+            places.append(address if self.guest_physical else memory.guest_of_user(address))
+            hosts[i] = pointer_of(view)
+            # Where this host has it must be aligned as well, or loads and stores would not be atomic.
+            if <uintptr_t> hosts[i] % (16 if not i else 4 if i == 2 or self.packed else 2):
+                raise RingError(f"area at {address:#x} in a region that is mapped to no multiple of 16")
+        found.desc, found.driver, found.device = hosts[0], hosts[1], hosts[2]
+        found.desc_at, found.device_at = places[0], places[2]
+        return 0
+
+    # -- requests
+
+    def pop(self):
+        """The next request, None if there is none at the moment or the queue was stopped. Kicks are off from now on
+        until `arm`. RingError: the queue is broken."""
+        return self.pop_chain()
+
+    def push(self, Chain chain not None, written):
+        """Give a request back with the first `written` bytes of its writable part filled. False, and nothing is done:
+        the queue was stopped, or the request given back before."""
+        cdef int result
+        if not 0 <= written <= chain.writable or written > 0xFFFFFFFF:
+            raise ValueError(f"{written} bytes written of a chain with room for {chain.writable}")
+        if chain.queue is not self:
+            raise ValueError("a chain of another queue")
+        result = self.push_chain(chain, written)
+        if result < 0:
+            self.breaks()
+        return result > 0
+
+    def should_notify(self):
+        """Whether the driver wants to be told of what was pushed since this was asked last."""
+        return self.notify_wanted()
+
+    def arm(self):
+        """Ask the driver for a kick with its next request. True: one is there already, do not sleep."""
+        if self.why is not None:
+            return False
+        return self.arm_kicks()
+
+    @property
+    def in_flight(self):
+        """Chains popped and not pushed yet."""
+        return self.flying
+
+    @property
+    def stopped(self):
+        """The driver has its ring back."""
+        return bool(flag_of(&self.halted))
+
+    @property
+    def broken(self):
+        """What the driver did wrong."""
+        return self.why
+
+    @property
+    def base(self):
+        """What GET_VRING_BASE answers."""
+        return self.base_value()
+
+    cdef Chain pop_chain(self):
+        cdef Chain chain
+        cdef int code
+        if flag_of(&self.halted):
+            return None
+        if self.why is not None:
+            raise RingError(self.why)
+        if memory_faults() != self.faults:
+            self.check_memory()
+        if not self.again and not self.available():
+            return None
+        # Made before the lock is taken: see above.
+        chain = Chain.__new__(Chain)
+        chain.queue = self
+        chain.memory = self.memory
+        pthread_mutex_lock(&self.lock)
+        if flag_of(&self.halted):
+            code = 0
+        else:
+            code = self.take(chain)
+        if code > 0:
+            if self.armed:
+                self.armed = False
+                if not self.event_idx:
+                    self.kicks_off()
+            self.flying += 1
+            chain.sequence = self.popped
+            self.popped += 1
+        pthread_mutex_unlock(&self.lock)
+        if code < 0:
+            raise self.breaks()
+        return chain if code else None
+
+    cdef int push_chain(self, Chain chain, uint32_t written) noexcept nogil:
+        """1: given back; 0: not (any more); -1: the inflight region made no sense."""
+        cdef early *turn
+        cdef uint64_t left, size
+        cdef int i, result = 1
+        pthread_mutex_lock(&self.lock)
+        if flag_of(&self.halted) or chain.done:
+            pthread_mutex_unlock(&self.lock)
+            return 0
+        chain.done = True
+        if self.log_bits != NULL:
+            left = chain.touched if chain.touched > written else written
+            for i in range(chain.inputs, chain.inputs + chain.outputs):
+                if not left:
+                    break
+                size = chain.parts[i].iov_len
+                if size > left:
+                    size = left
+                self.mark(chain.places[i], size)
+                left -= size
+        if not self.in_order:
+            result = self.publish(chain.head, chain.slots, chain.entry, written)
+            self.pushed += chain.slots
+            self.flying -= 1
+        else:
+            turn = &self.waiting[chain.sequence % self.size]
+            turn.head, turn.slots, turn.entry, turn.written = chain.head, chain.slots, chain.entry, written
+            turn.ready = True
+            while result > 0:
+                turn = &self.waiting[self.next_out % self.size]
+                if not turn.ready:
+                    break
+                turn.ready = False
+                self.next_out += 1
+                result = self.publish(turn.head, turn.slots, turn.entry, turn.written)
+                self.pushed += turn.slots
+                self.flying -= 1
+        if not self.flying:
+            pthread_cond_broadcast(&self.changed)
+        pthread_mutex_unlock(&self.lock)
+        return result
+
+    cdef bint notify_wanted(self) noexcept nogil:
+        cdef uint32_t pushed
+        cdef bint wanted = False
+        pthread_mutex_lock(&self.lock)
+        pushed = self.pushed
+        self.pushed = 0
+        if pushed and not flag_of(&self.halted):
+            full_fence()
+            wanted = self.call_wanted(pushed)
+        pthread_mutex_unlock(&self.lock)
+        return wanted
+
+    cdef bint arm_kicks(self) noexcept nogil:
+        cdef bint waits = False
+        pthread_mutex_lock(&self.lock)
+        if not flag_of(&self.halted):
+            self.armed = True
+            self.kicks_on()
+            full_fence()
+            waits = self.again > 0 or self.available()
+        pthread_mutex_unlock(&self.lock)
+        return waits
+
+    # -- the life of the queue
+
+    def stop(self, timeout_s=None):
+        """From now on nothing of the driver's memory is written: push() returns False, what would write raises
+        QueueStopped. Waits for writers that are at it; False if some still are after `timeout_s`."""
+        cdef timespec until
+        cdef bint bounded = deadline(timeout_s, &until)
+        cdef bint done
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            set_flag(&self.halted)
+            pthread_cond_broadcast(&self.changed)
+            while count_of(&self.writing):
+                if not bounded:
+                    pthread_cond_wait(&self.changed, &self.lock)
+                elif pthread_cond_timedwait(&self.changed, &self.lock, &until):
+                    break
+            done = not count_of(&self.writing)
+            pthread_mutex_unlock(&self.lock)
+        return done
+
+    def drain(self, timeout_s=None):
+        """Wait until every popped request was pushed (or the queue stopped); False if that takes longer."""
+        cdef timespec until
+        cdef bint bounded = deadline(timeout_s, &until)
+        cdef bint done
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            while self.flying and not flag_of(&self.halted):
+                if not bounded:
+                    pthread_cond_wait(&self.changed, &self.lock)
+                elif pthread_cond_timedwait(&self.changed, &self.lock, &until):
+                    break
+            done = not self.flying or flag_of(&self.halted)
+            pthread_mutex_unlock(&self.lock)
+        return done
+
+    def set_memory(self, GuestMemory memory not None):
+        """Use another memory from now on; requests under way keep theirs. RingError: the rings are not in it, and the
+        queue is broken."""
+        cdef areas found
+        before = self.memory  # not to be let go under the lock
+        try:
+            self.find_areas(memory, &found)
+        except RingError as error:
+            self.why = str(error)
+            raise
+        pthread_mutex_lock(&self.lock)
+        self.at = found
+        self.memory = memory
+        pthread_mutex_unlock(&self.lock)
+        self.faults = 0 if memory.is_broken() else self.faults
+
+    def set_log(self, DirtyLog log, rings):
+        """Begin or end to note what is written: to the segments of requests and, if `rings`, to the rings."""
+        cdef bint all_of_it = rings
+        before = self.log
+        pthread_mutex_lock(&self.lock)
+        self.log = log
+        if log is None:
+            self.log_bits, self.log_bytes = NULL, 0
+        else:
+            self.log_bits, self.log_bytes = <uint8_t *> log.mapping.data, log.mapping.size
+        self.log_rings = all_of_it and log is not None
+        pthread_mutex_unlock(&self.lock)
+
+    def begin_writing(self):
+        """Between this and `end_writing`, stop() waits. QueueStopped after it."""
+        if self.enter() < 0:
+            raise stopped()
+
+    def end_writing(self):
+        """The reverse of `begin_writing`."""
+        self.leave()
+
+    cdef int enter(self) noexcept nogil:
+        count_up(&self.writing)
+        if flag_of(&self.halted):
+            self.leave()
+            return -1
+        return 0
+
+    cdef void leave(self) noexcept nogil:
+        if not count_down(&self.writing) and flag_of(&self.halted):
+            pthread_mutex_lock(&self.lock)
+            pthread_cond_broadcast(&self.changed)
+            pthread_mutex_unlock(&self.lock)
+
+    cdef int fail(self, int error, uint64_t a, uint64_t b) noexcept nogil:
+        self.error, self.error_a, self.error_b = error, a, b
+        return -1
+
+    cdef object breaks(self):
+        """What failed, as the exception to raise; the queue is broken."""
+        self.why = describe(self.error, self.error_a, self.error_b)
+        return RingError(self.why)
+
+    cdef int check_memory(self) except -1:
+        """Some region of the process has lost its file: is it one of ours?"""
+        cdef unsigned long faults = memory_faults()
+        if self.memory.is_broken() or getattr(getattr(self.inflight, "obj", None), "broken", False):
+            self.why = "the file of the memory was truncated"
+            raise RingError(self.why)
+        self.faults = faults
+        return 0
+
+    cdef void mark(self, uint64_t address, uint64_t length) noexcept nogil:
+        mark_pages(self.log_bits, self.log_bytes, address, length)
+
+    # -- descriptors
+
+    cdef int add(self, Chain chain, uint64_t address, uint32_t length, bint writable) noexcept:
+        """One segment of `chain`."""
+        cdef uint64_t left = length, size, at = address
+        cdef char *host
+        cdef int n
+        chain.segments += 1
+        if chain.segments > MAX_SEGMENTS:
+            return self.fail(TOO_MANY_SEGMENTS, 0, 0)
+        if not length:
+            return self.fail(EMPTY, address, 0)
+        if chain.outputs and not writable:
+            return self.fail(DISORDER, 0, 0)
+        while left:
+            size = self.memory.piece_at(at, left, &host)
+            if not size:
+                return self.fail(NO_MEMORY, at, length)
+            n = chain.inputs + chain.outputs
+            if n == MAX_PIECES:
+                return self.fail(TOO_MANY_PIECES, 0, 0)
+            if n == chain.room and chain.grow() < 0:
+                return self.fail(OUT_OF_HOST_MEMORY, 0, 0)
+            chain.parts[n].iov_base = host
+            chain.parts[n].iov_len = size
+            chain.places[n] = at
+            if writable:
+                chain.outputs += 1
+            else:
+                chain.inputs += 1
+            left -= size
+            at += size
+            if left and not at:
+                return self.fail(NO_MEMORY, 0, length)
+        if writable:
+            chain.writable += length
+        else:
+            chain.readable += length
+        if chain.readable + chain.writable > MAX_CHAIN_BYTES:
+            return self.fail(TOO_MANY_BYTES, 0, 0)
+        return 0
+
+    cdef int table(self, raw_desc *d, uint16_t flags, char **found) noexcept:
+        """The indirect table that a descriptor refers to: where this host has it, NULL if in pieces."""
+        cdef uint64_t at = d.addr, left = d.len, size
+        cdef char *host
+        if not self.indirect:
+            return self.fail(NOT_AGREED, 0, 0)
+        if flags & NEXT:
+            return self.fail(INDIRECT_NEXT, 0, 0)
+        if not d.len or d.len % 16 or d.len > 16 * MAX_TABLE_ENTRIES:
+            return self.fail(BAD_TABLE, d.len, 0)
+        found[0] = self.memory.guest_at(d.addr, d.len)
+        if found[0] != NULL:
+            return 0
+        while left:
+            size = self.memory.piece_at(at, left, &host)
+            if not size or (at + size == 0 and size < left):
+                return self.fail(NO_MEMORY, at, d.len)
+            at += size
+            left -= size
+        return 0
+
+    cdef int table_desc(self, char *table, uint64_t address, uint32_t index, raw_desc *d) noexcept:
+        """Read one descriptor of a table."""
+        cdef char parts[16]
+        cdef uint64_t at, size
+        cdef char *host
+        cdef int done = 0
+        if table != NULL:
+            copy_desc(d, table + 16 * <size_t> index)
+            return 0
+        at = address + 16 * <uint64_t> index
+        while done < 16:
+            size = self.memory.piece_at(at, 16 - done, &host)
+            if not size:
+                return self.fail(NO_MEMORY, at, 16)
+            memcpy(parts + done, host, size)
+            done += size
+            at += size
+        copy_desc(d, parts)
+        return 0
+
+    # -- what the two kinds do their own way
+
+    cdef int start(self, base, inflight) except -1:
+        raise NotImplementedError
+
+    cdef object base_value(self):
+        raise NotImplementedError
+
+    cdef bint available(self) noexcept nogil:
+        return False
+
+    cdef int take(self, Chain chain) noexcept:
+        return 0
+
+    cdef int publish(self, uint32_t head, uint32_t slots, int entry, uint32_t written) noexcept nogil:
+        return 0
+
+    cdef bint call_wanted(self, uint32_t pushed) noexcept nogil:
+        return False
+
+    cdef void kicks_on(self) noexcept nogil:
+        pass
+
+    cdef void kicks_off(self) noexcept nogil:
+        pass
+
+
+cdef int check_size(size, bint packed) except -1:
+    if not 0 < size <= MAX_QUEUE_SIZE or (not packed and size & (size - 1)):
+        kind = "packed" if packed else "split"
+        raise RingError(f"{kind} queue of {size} entries: 1 to {MAX_QUEUE_SIZE}{'' if packed else ', a power of two'}")
+    return 0
+
+
+cdef tuple area_sizes(uint32_t size, bint packed):
+    return (16 * size, 4, 4) if packed else (16 * size, 6 + 2 * size, 6 + 8 * size)
+
+
+cdef char *pointer_of(view) except NULL:
+    """Where the bytes of a memoryview over a mapping are; the mapping is kept by whoever calls."""
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(view, &buffer, PyBUF_SIMPLE | PyBUF_WRITABLE)
+    cdef char *at = <char *> buffer.buf
+    PyBuffer_Release(&buffer)
+    return at
+
+
+cdef bint deadline(timeout_s, timespec *until) except? -1:
+    """Whether a wait has an end, and when."""
+    if timeout_s is None:
+        return False
+    cdef double seconds = max(0.0, min(timeout_s, 1e9))
+    clock_gettime(CLOCK_MONOTONIC, until)
+    until.tv_sec += <long> seconds
+    until.tv_nsec += <long> ((seconds - <long> seconds) * 1e9)
+    if until.tv_nsec >= 1000000000:
+        until.tv_sec += 1
+        until.tv_nsec -= 1000000000
+    return True
+
+
+cdef inline bint passed(uint16_t event, uint16_t new, uint16_t old) noexcept nogil:
+    """Whether a 16-bit index that goes from `old` to `new` passes `event`."""
+    return <uint16_t> (new - event - 1) < <uint16_t> (new - old)
+
+
+cdef bint packed_event(char *event, bint by_index, uint32_t at, bint wrap, uint32_t moved, uint32_t size) noexcept nogil:
+    """Whether the other side of a packed ring wants to be told of the `moved` slots before position `at`."""
+    cdef uint16_t flags = relaxed16(event + 2)
+    cdef uint16_t where
+    cdef int64_t slot
+    if flags == EVENT_DISABLE:
+        return False
+    if flags != EVENT_DESC or not by_index or moved >= size:
+        return True
+    where = relaxed16(event)
+    slot = where & 0x7FFF
+    if (where >> 15) != wrap:
+        slot -= size
+    return <int64_t> at - <int64_t> moved <= slot < <int64_t> at
+
+
+# ---- split queues ----------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class SplitDevice(DeviceQueue):
+    """The device's side of a split queue."""
+
+    cdef uint16_t next
+    cdef uint16_t used_idx
+    cdef uint16_t *again_heads
+
+    def __init__(
+        self,
+        memory,
+        size,
+        desc,
+        driver_area,
+        device_area,
+        features,
+        base,
+        *,
+        inflight=None,
+        log=None,
+        log_rings=False,
+        guest_physical=False,
+    ):
+        self.begin(
+            memory, size, desc, driver_area, device_area, features, base, inflight, log, log_rings, guest_physical
+        )
+
+    def __dealloc__(self):
+        free(self.again_heads)
+
+    cdef int start(self, base, inflight) except -1:
+        cdef uint32_t i
+        if not 0 <= base <= 0xFFFF:
+            raise RingError(f"split queue begins at {base}, an index has 16 bits")
+        self.next = base
+        self.used_idx = acquire16(self.at.device + 2)
+        if inflight is None:
+            return 0
+        from transfuse.transports.virtqueue.inflight import SplitInflight
+
+        notes = SplitInflight(inflight, self.size)
+        fresh = notes.fresh
+        heads = notes.recover(self.used_idx)
+        self.inflight = inflight
+        self.notes = <uint8_t *> pointer_of(inflight)
+        self.counter = notes.counter
+        if not fresh:
+            self.next = <uint16_t> (self.used_idx + len(heads))
+        self.again_heads = <uint16_t *> malloc(2 * len(heads) + 1)
+        if self.again_heads == NULL:
+            raise MemoryError
+        for i, head in enumerate(reversed(heads)):
+            self.again_heads[i] = head
+        self.again = len(heads)
+        return 0
+
+    cdef object base_value(self):
+        return self.next
+
+    cdef bint available(self) noexcept nogil:
+        return acquire16(self.at.driver + 2) != self.next
+
+    cdef int take(self, Chain chain) noexcept:
+        cdef uint16_t count, head
+        if self.again:
+            if self.walk(chain, self.again_heads[self.again - 1]) < 0:
+                return -1
+            self.again -= 1
+            return 1
+        count = acquire16(self.at.driver + 2) - self.next
+        if not count:
+            return 0
+        if count > self.size:
+            return self.fail(INDEX_AHEAD, count, self.size)
+        if self.flying >= self.size:
+            return self.fail(TOO_MANY_REQUESTS, self.size, 0)
+        head = relaxed16(self.at.driver + 4 + 2 * <size_t> (self.next & (self.size - 1)))
+        if self.walk(chain, head) < 0:
+            return -1
+        self.next += 1
+        if self.notes != NULL:
+            note64(self.notes + 16 + 16 * <size_t> head + 8, self.counter)
+            self.counter += 1
+            note8(self.notes + 16 + 16 * <size_t> head, 1)
+        return 1
+
+    cdef int walk(self, Chain chain, uint32_t head) noexcept:
+        """Collect the segments of the chain that begins with `head`."""
+        cdef raw_desc d
+        cdef char *table = self.at.desc
+        cdef uint64_t table_at = 0
+        cdef uint32_t entries = self.size, left = self.size, at = head
+        cdef bint indirect = False
+        chain.head = head
+        while True:
+            if at >= entries:
+                return self.fail(OUTSIDE_TABLE, at, entries)
+            if self.table_desc(table, table_at, at, &d) < 0:
+                return -1
+            if d.third & INDIRECT:
+                if indirect:
+                    return self.fail(NESTED, 0, 0)
+                indirect = True
+                if self.table(&d, d.third, &table) < 0:
+                    return -1
+                table_at = d.addr
+                left = entries = d.len // 16
+                at = 0
+                continue
+            if not left:
+                return self.fail(ENDLESS, entries, 0)
+            left -= 1
+            if self.add(chain, d.addr, d.len, d.third & WRITE) < 0:
+                return -1
+            if not d.third & NEXT:
+                return 0
+            at = d.fourth
+
+    cdef int publish(self, uint32_t head, uint32_t slots, int entry, uint32_t written) noexcept nogil:
+        cdef uint32_t slot = self.used_idx & (self.size - 1)
+        cdef char *used = self.at.device + 4 + 8 * <size_t> slot
+        cdef uint8_t *notes = self.notes
+        set32(used, head)
+        set32(used + 4, written)
+        if notes != NULL:
+            note16(notes + 16 + 16 * <size_t> head + 6, noted16(notes + 12))
+            note16(notes + 12, head)
+        self.used_idx += 1
+        release16(self.at.device + 2, self.used_idx)
+        if notes != NULL:
+            note8(notes + 16 + 16 * <size_t> head, 0)
+            note16(notes + 14, self.used_idx)
+        if self.log_rings:
+            self.mark(self.at.device_at + 4 + 8 * slot, 8)
+            self.mark(self.at.device_at + 2, 2)
+        return 1
+
+    cdef bint call_wanted(self, uint32_t pushed) noexcept nogil:
+        cdef uint16_t event
+        if not self.event_idx:
+            return not relaxed16(self.at.driver) & NO_INTERRUPT
+        if pushed > 0xFFFF:
+            return True
+        event = relaxed16(self.at.driver + 4 + 2 * <size_t> self.size)
+        return passed(event, self.used_idx, self.used_idx - <uint16_t> pushed)
+
+    cdef void kicks_on(self) noexcept nogil:
+        cdef size_t where = 4 + 8 * <size_t> self.size if self.event_idx else 0
+        set16(self.at.device + where, self.next if self.event_idx else 0)
+        if self.log_rings:
+            self.mark(self.at.device_at + where, 2)
+
+    cdef void kicks_off(self) noexcept nogil:
+        set16(self.at.device, NO_NOTIFY)
+        if self.log_rings:
+            self.mark(self.at.device_at, 2)
+
+
+# ---- packed queues ---------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class PackedDevice(DeviceQueue):
+    """The device's side of a packed queue."""
+
+    cdef uint32_t pos
+    cdef uint32_t used
+    cdef bint wrap
+    cdef bint used_wrap
+    cdef uint32_t out  # ring slots of chains under way
+    cdef raw_desc *found  # the slots of the chain that is being taken
+    cdef raw_desc *again_slots
+    cdef uint32_t *again_counts
+    cdef int *again_entries
+    cdef uint32_t again_at
+
+    def __init__(
+        self,
+        memory,
+        size,
+        desc,
+        driver_area,
+        device_area,
+        features,
+        base,
+        *,
+        inflight=None,
+        log=None,
+        log_rings=False,
+        guest_physical=False,
+    ):
+        self.packed = True
+        self.begin(
+            memory, size, desc, driver_area, device_area, features, base, inflight, log, log_rings, guest_physical
+        )
+
+    def __dealloc__(self):
+        free(self.found)
+        free(self.again_slots)
+        free(self.again_counts)
+        free(self.again_entries)
+
+    cdef int start(self, base, inflight) except -1:
+        cdef uint32_t i
+        cdef size_t total = 0
+        if not 0 <= base <= 0xFFFFFFFF:
+            raise RingError(f"packed queue begins at {base}, which has more than 32 bits")
+        self.pos, self.wrap = base & 0x7FFF, base >> 15 & 1
+        self.used, self.used_wrap = base >> 16 & 0x7FFF, base >> 31 & 1
+        if self.pos >= self.size or self.used >= self.size:
+            raise RingError(f"packed queue of {self.size} entries begins at {self.pos} and {self.used}")
+        self.found = <raw_desc *> malloc(sizeof(raw_desc) * MAX_SEGMENTS)
+        if self.found == NULL:
+            raise MemoryError
+        if inflight is None:
+            return 0
+        from transfuse.transports.virtqueue.inflight import PackedInflight
+
+        notes = PackedInflight(inflight, self.size)
+        fresh = notes.fresh
+        self.used, self.used_wrap, entries = notes.recover(self.used, self.used_wrap, self.flags_at)
+        self.inflight = inflight
+        self.notes = <uint8_t *> pointer_of(inflight)
+        self.counter = notes.counter
+        if fresh:
+            return 0
+        chains = [notes.descriptors(entry) for entry in entries]
+        slots = sum(map(len, chains))
+        if slots > self.size:
+            raise RingError(f"inflight region: {slots} slots under way in a queue of {self.size}")
+        self.pos, self.wrap = self.used, self.used_wrap
+        self.move(&self.pos, &self.wrap, slots)
+        self.again_slots = <raw_desc *> malloc(sizeof(raw_desc) * slots + 1)
+        self.again_counts = <uint32_t *> malloc(sizeof(uint32_t) * len(chains) + 1)
+        self.again_entries = <int *> malloc(sizeof(int) * len(chains) + 1)
+        if self.again_slots == NULL or self.again_counts == NULL or self.again_entries == NULL:
+            raise MemoryError
+        for i, chain in enumerate(chains):
+            self.again_counts[i] = len(chain)
+            self.again_entries[i] = entries[i]
+            for address, length, buffer_id, flags in chain:
+                self.again_slots[total].addr, self.again_slots[total].len = address, length
+                self.again_slots[total].third, self.again_slots[total].fourth = buffer_id, flags
+                total += 1
+        self.again = len(chains)
+        return 0
+
+    def flags_at(self, slot):
+        """The flags of a slot of the ring."""
+        if not 0 <= slot < self.size:
+            raise IndexError(slot)
+        return acquire16(self.at.desc + 16 * <size_t> slot + 14)
+
+    cdef object base_value(self):
+        return self.pos | self.wrap << 15 | self.used << 16 | <uint32_t> self.used_wrap << 31
+
+    cdef void move(self, uint32_t *at, bint *wrap, uint32_t slots) noexcept nogil:
+        at[0] += slots
+        if at[0] >= self.size:
+            at[0] -= self.size
+            wrap[0] = not wrap[0]
+
+    cdef bint available(self) noexcept nogil:
+        return acquire16(self.at.desc + 16 * <size_t> self.pos + 14) & BITS == (AVAIL if self.wrap else USED)
+
+    cdef int take(self, Chain chain) noexcept:
+        cdef uint16_t flags
+        cdef uint32_t at, count = 0
+        cdef raw_desc *d
+        cdef int entry
+        if self.again:
+            return self.take_again(chain)
+        flags = acquire16(self.at.desc + 16 * <size_t> self.pos + 14)
+        if flags & BITS != (AVAIL if self.wrap else USED):
+            return 0
+        at = self.pos
+        while True:
+            if self.out + count >= self.size:
+                return self.fail(TOO_MANY_DESCRIPTORS, self.size, 0)
+            if count == MAX_SEGMENTS:
+                return self.fail(TOO_MANY_SEGMENTS, 0, 0)
+            d = &self.found[count]
+            copy_desc(d, self.at.desc + 16 * <size_t> at)
+            if not count:
+                d.fourth = flags
+            count += 1
+            at = at + 1 if at + 1 < self.size else 0
+            if not d.fourth & NEXT:
+                break
+        if self.collect(chain, self.found, count) < 0:
+            return -1
+        if self.notes != NULL:
+            entry = self.note_taken(count)
+            if entry < 0:
+                return -1
+            chain.entry = entry
+        self.move(&self.pos, &self.wrap, count)
+        self.out += count
+        return 1
+
+    cdef int take_again(self, Chain chain) noexcept:
+        cdef uint32_t number = self.again_at, before = 0, i
+        for i in range(number):
+            before += self.again_counts[i]
+        if self.collect(chain, self.again_slots + before, self.again_counts[number]) < 0:
+            return -1
+        chain.entry = self.again_entries[number]
+        self.out += chain.slots
+        self.again_at += 1
+        self.again -= 1
+        return 1
+
+    cdef int collect(self, Chain chain, raw_desc *found, uint32_t count) noexcept:
+        """The segments of a chain of `count` slots."""
+        cdef raw_desc inner
+        cdef char *table
+        cdef uint32_t i, k
+        chain.head = found[count - 1].third
+        chain.slots = count
+        for i in range(count):
+            if not found[i].fourth & INDIRECT:
+                if self.add(chain, found[i].addr, found[i].len, found[i].fourth & WRITE) < 0:
+                    return -1
+                continue
+            if self.table(&found[i], found[i].fourth, &table) < 0:
+                return -1
+            for k in range(found[i].len // 16):
+                if self.table_desc(table, found[i].addr, k, &inner) < 0:
+                    return -1
+                if inner.fourth & INDIRECT:
+                    return self.fail(NESTED, 0, 0)
+                if self.add(chain, inner.addr, inner.len, inner.fourth & WRITE) < 0:
+                    return -1
+        return 0
+
+    cdef int note_taken(self, uint32_t count) noexcept nogil:
+        """PackedInflight.take for the slots in `found`."""
+        cdef uint8_t *notes = self.notes
+        cdef uint32_t entry = noted16(notes + 14), at = entry, i
+        cdef uint8_t *first
+        cdef uint8_t *here
+        for i in range(count):
+            if at >= self.size:
+                return self.fail(NO_INFLIGHT_ENTRY, 0, 0)
+            first = notes + 32 + 32 * <size_t> entry
+            here = notes + 32 + 32 * <size_t> at
+            if not i:
+                note16(first + 6, 0)
+                note64(first + 8, self.counter)
+                self.counter += 1
+                note8(first, 1)
+            if i == count - 1:
+                note16(first + 4, at)
+            note16(first + 6, i + 1)
+            note64(here + 24, self.found[i].addr)
+            note32(here + 20, self.found[i].len)
+            note16(here + 18, self.found[i].fourth)
+            note16(here + 16, self.found[i].third)
+            at = noted16(here + 2)
+            note16(notes + 12, at)
+        note16(notes + 14, at)
+        return entry
+
+    cdef int publish(self, uint32_t head, uint32_t slots, int entry, uint32_t written) noexcept nogil:
+        cdef uint32_t slot = self.used, last
+        cdef bint wrap = self.used_wrap
+        cdef char *d = self.at.desc + 16 * <size_t> slot
+        cdef uint8_t *notes = self.notes
+        if notes != NULL:
+            last = noted16(notes + 32 + 32 * <size_t> entry + 4)
+            if last >= self.size:
+                return self.fail(BAD_INFLIGHT, last, self.size)
+            note16(notes + 32 + 32 * <size_t> last + 2, noted16(notes + 12))
+            note16(notes + 12, entry)
+        self.move(&self.used, &self.used_wrap, slots)
+        if notes != NULL:
+            note_positions(notes + 16, self.used, slot, self.used_wrap, wrap)
+        set32(d + 8, written)
+        set16(d + 12, head)
+        release16(d + 14, (BITS if wrap else 0) | (WRITE if written else 0))
+        self.out -= slots
+        if notes != NULL:
+            note8(notes + 32 + 32 * <size_t> entry, 0)
+            note16(notes + 14, noted16(notes + 12))
+            note_positions(notes + 16, self.used, self.used, self.used_wrap, self.used_wrap)
+        if self.log_rings:
+            self.mark(self.at.desc_at + 16 * slot, 16)
+        return 1
+
+    cdef bint call_wanted(self, uint32_t pushed) noexcept nogil:
+        return packed_event(self.at.driver, self.event_idx, self.used, self.used_wrap, pushed, self.size)
+
+    cdef void kicks_on(self) noexcept nogil:
+        if self.event_idx:
+            set16(self.at.device, self.pos | (WRAP if self.wrap else 0))
+            release16(self.at.device + 2, EVENT_DESC)
+        else:
+            set16(self.at.device + 2, EVENT_ENABLE)
+        if self.log_rings:
+            self.mark(self.at.device_at, 4)
+
+    cdef void kicks_off(self) noexcept nogil:
+        set16(self.at.device + 2, EVENT_DISABLE)
+        if self.log_rings:
+            self.mark(self.at.device_at, 4)
+
+
+# ---- the driver's side -----------------------------------------------------------------------------------------------
+
+
+cdef struct flight:
+    uint32_t count  # entries of the ring, 0: not under way
+    uint64_t room
+
+
+cdef class DriverQueue:
+    """The driver's side of one queue; SplitDriver and PackedDriver are the two kinds."""
+
+    cdef readonly GuestMemory memory
+    cdef readonly uint32_t size
+    cdef readonly uint64_t features
+    cdef readonly uint32_t free
+    cdef object why
+    cdef bint packed, event_idx, in_order, armed
+    cdef uint32_t added  # not published yet: requests (split), ring slots (packed)
+    cdef uint32_t shown  # published since needs_kick() was asked
+    cdef areas at
+    cdef char *tables
+    cdef uint64_t tables_at
+    cdef uint32_t table_entries
+    cdef list tokens
+    cdef flight *under
+    cdef uint32_t flying
+    cdef uint16_t *order  # heads in the order they were added, a ring
+    cdef uint32_t order_first
+    cdef bint batch
+    cdef uint32_t batch_head
+    cdef uint32_t batch_written
+
+    def __cinit__(self, *arguments, **options):
+        self.armed = True
+
+    def __init__(
+        self,
+        GuestMemory memory not None,
+        size,
+        desc,
+        driver_area,
+        device_area,
+        features,
+        base=None,
+        *,
+        tables=None,
+        table_entries=0,
+        guest_physical=False,
+    ):
+        cdef int i
+        cdef char *hosts[3]
+        if self.size:
+            raise ValueError("a queue is made once")
+        check_size(size, self.packed)
+        self.memory = memory
+        for i, (address, length) in enumerate(zip((desc, driver_area, device_area), area_sizes(size, self.packed))):
+            view = memory.at_guest(address, length) if guest_physical else memory.at_user(address, length)
+            hosts[i] = pointer_of(view)
+            if <uintptr_t> hosts[i] % (16 if not i else 4 if i == 2 or self.packed else 2):
+                raise RingError(f"area at {address:#x} is not aligned")
+        self.at.desc, self.at.driver, self.at.device = hosts[0], hosts[1], hosts[2]
+        self.features = features
+        self.event_idx = bool(self.features & F_EVENT_IDX)
+        self.in_order = bool(self.features & F_IN_ORDER)
+        if tables is not None and table_entries > 0 and self.features & F_INDIRECT_DESC:
+            self.tables = pointer_of(memory.at_guest(tables, size * table_entries * 16))
+            self.tables_at = tables
+            self.table_entries = table_entries
+        self.under = <flight *> calloc(size, sizeof(flight))
+        self.order = <uint16_t *> calloc(size, sizeof(uint16_t))
+        if self.under == NULL or self.order == NULL:
+            raise MemoryError
+        self.size = self.free = size
+        self.tokens = [None] * size
+        self.start(base)
+
+    def __dealloc__(self):
+        free(self.under)
+        free(self.order)
+
+    @property
+    def broken(self):
+        """What the device did wrong."""
+        return self.why
+
+    def add(self, readable, writable, token):
+        """Put a request into the ring: the device reads `readable` and fills `writable`. False: no room at the moment.
+        ValueError if it has no segment, or more than the ring can ever hold."""
+        cdef uint32_t ins = len(readable), count = ins + <uint32_t> len(writable), needed
+        cdef bint indirect
+        cdef int head
+        cdef uint64_t room = 0
+        if not count:
+            raise ValueError("a request of no segments")
+        indirect = 1 < count <= self.table_entries
+        if count > self.size and not indirect:
+            raise ValueError(f"a request of {count} segments in a queue of {self.size}")
+        needed = 1 if indirect else count
+        if needed > self.free:
+            return False
+        head = self.place(readable, writable, indirect, count, &room)
+        self.tokens[head] = token
+        self.under[head].count = needed
+        self.under[head].room = room
+        self.order[(self.order_first + self.flying) % self.size] = head
+        self.flying += 1
+        self.free -= needed
+        return True
+
+    def publish(self):
+        """Show the device all requests that were added."""
+        if self.added:
+            self.show()
+            self.shown += self.added
+            self.added = 0
+
+    def needs_kick(self):
+        """Whether the device wants to be told of what was published since this was asked last."""
+        cdef uint32_t shown = self.shown
+        if not shown:
+            return False
+        self.shown = 0
+        full_fence()
+        return self.kick_wanted(shown)
+
+    def take_used(self):
+        """The token of a request that is done and the number of bytes written, None if there is none. Calls are off
+        from now on until `arm`. RingError: the queue is broken."""
+        cdef uint32_t head, written, first
+        cdef flight *under
+        if self.why is not None:
+            raise RingError(self.why)
+        if not self.flying or not self.used_waits():
+            return None
+        if self.batch:
+            head, written = self.batch_head, self.batch_written
+        else:
+            self.read_used(&head, &written)
+        if self.ahead() > self.flying:
+            raise self.breaks(f"used index is {self.ahead()} ahead with {self.flying} requests under way")
+        if head >= self.size or not self.under[head].count:
+            raise self.breaks(f"used id {head} is not under way")
+        under = &self.under[head]
+        if written > under.room:
+            raise self.breaks(f"used length {written} of a request with room for {under.room}")
+        if self.in_order:
+            # One used entry may stand for a batch; those before the one it names were filled whole.
+            first = self.order[self.order_first]
+            self.batch = first != head
+            if self.batch:
+                self.batch_head, self.batch_written = head, written
+                head = first
+                under = &self.under[head]
+                written = under.room
+        self.order_first = (self.order_first + 1) % self.size
+        self.flying -= 1
+        if self.armed:
+            self.armed = False
+            if not self.event_idx:
+                self.calls_off()
+        self.free += under.count
+        self.release(head, under.count)
+        under.count = 0
+        token = self.tokens[head]
+        self.tokens[head] = None
+        return token, written
+
+    def arm(self):
+        """Ask the device for a call when it is done with the next request. True: one is done already, do not sleep."""
+        if self.why is not None:
+            return False
+        self.armed = True
+        self.calls_on()
+        full_fence()
+        return self.flying > 0 and self.used_waits()
+
+    cdef object breaks(self, why):
+        self.why = why
+        return RingError(why)
+
+    cdef int start(self, base) except -1:
+        raise TypeError("a driver queue is split or packed")
+
+    cdef int place(self, readable, writable, bint indirect, uint32_t count, uint64_t *room) except -1:
+        raise NotImplementedError
+
+    cdef void show(self) noexcept:
+        pass
+
+    cdef bint kick_wanted(self, uint32_t shown) noexcept:
+        return True
+
+    cdef bint used_waits(self) noexcept:
+        return False
+
+    cdef uint32_t ahead(self) noexcept:
+        return 0
+
+    cdef void read_used(self, uint32_t *head, uint32_t *written) noexcept:
+        pass
+
+    cdef void release(self, uint32_t head, uint32_t count) noexcept:
+        pass
+
+    cdef void calls_on(self) noexcept:
+        pass
+
+    cdef void calls_off(self) noexcept:
+        pass
+
+
+@cython.final
+cdef class SplitDriver(DriverQueue):
+    """The driver's side of a split queue. `base` is the index that both rings begin with."""
+
+    cdef uint16_t next
+    cdef uint16_t seen
+    cdef uint16_t head
+    cdef uint16_t *links
+
+    def __dealloc__(self):
+        free(self.links)
+
+    cdef int start(self, base) except -1:
+        cdef uint32_t i
+        self.links = <uint16_t *> malloc(2 * self.size)
+        if self.links == NULL:
+            raise MemoryError
+        for i in range(self.size):
+            self.links[i] = i + 1
+        memset(self.at.desc, 0, 16 * self.size)
+        memset(self.at.driver, 0, 6 + 2 * self.size)
+        memset(self.at.device, 0, 6 + 8 * self.size)
+        self.next = self.seen = base or 0
+        set16(self.at.driver + 2, self.next)
+        set16(self.at.device + 2, self.next)
+        self.calls_on()
+        return 0
+
+    cdef uint16_t after(self, uint32_t at) noexcept:
+        if self.in_order:
+            return (at + 1) % self.size
+        return self.links[at]
+
+    cdef int place(self, readable, writable, bint indirect, uint32_t count, uint64_t *room) except -1:
+        cdef uint16_t head = self.head, at = head, following
+        cdef uint32_t i = 0
+        cdef uint64_t address, total = 0
+        cdef uint32_t length
+        cdef uint16_t flags = 0
+        cdef char *table = self.tables + 16 * <size_t> self.table_entries * head
+        for segments in (readable, writable):
+            for one, size in segments:
+                address, length = one, size
+                i += 1
+                if indirect:
+                    put_desc(table, address, length, flags | (NEXT if i < count else 0), i if i < count else 0)
+                    table += 16
+                else:
+                    following = self.after(at)
+                    put_desc(
+                        self.at.desc + 16 * <size_t> at,
+                        address,
+                        length,
+                        flags | (NEXT if i < count else 0),
+                        following if i < count else 0,
+                    )
+                    at = following
+                if flags:
+                    total += length
+            flags = WRITE
+        if indirect:
+            put_desc(
+                self.at.desc + 16 * <size_t> head,
+                self.tables_at + 16 * <uint64_t> self.table_entries * head,
+                16 * count,
+                INDIRECT,
+                0,
+            )
+            at = self.after(head)
+        self.head = at
+        room[0] = total
+        set16(self.at.driver + 4 + 2 * <size_t> (self.next & (self.size - 1)), head)
+        self.next += 1
+        self.added += 1
+        return head
+
+    cdef void show(self) noexcept:
+        release16(self.at.driver + 2, self.next)
+
+    cdef bint kick_wanted(self, uint32_t shown) noexcept:
+        if not self.event_idx:
+            return not relaxed16(self.at.device) & NO_NOTIFY
+        if shown > 0xFFFF:
+            return True
+        return passed(
+            relaxed16(self.at.device + 4 + 8 * <size_t> self.size), self.next, self.next - <uint16_t> shown
+        )
+
+    cdef bint used_waits(self) noexcept:
+        return acquire16(self.at.device + 2) != self.seen
+
+    cdef uint32_t ahead(self) noexcept:
+        return <uint16_t> (acquire16(self.at.device + 2) - self.seen)
+
+    cdef void read_used(self, uint32_t *head, uint32_t *written) noexcept:
+        cdef char *used = self.at.device + 4 + 8 * <size_t> (self.seen & (self.size - 1))
+        head[0] = relaxed32(used)
+        written[0] = relaxed32(used + 4)
+
+    cdef void release(self, uint32_t head, uint32_t count) noexcept:
+        cdef uint16_t at = head
+        cdef uint32_t i
+        self.seen += 1
+        if self.in_order:
+            return
+        for i in range(count - 1):
+            at = self.links[at]
+        self.links[at] = self.head
+        self.head = head
+
+    cdef void calls_on(self) noexcept:
+        if self.event_idx:
+            set16(self.at.driver + 4 + 2 * <size_t> self.size, self.seen)
+        else:
+            set16(self.at.driver, 0)
+
+    cdef void calls_off(self) noexcept:
+        set16(self.at.driver, NO_INTERRUPT)
+
+
+@cython.final
+cdef class PackedDriver(DriverQueue):
+    """The driver's side of a packed queue. `base` is as for PackedDevice, with nothing under way."""
+
+    cdef uint32_t pos
+    cdef uint32_t used
+    cdef bint wrap
+    cdef bint used_wrap
+    cdef uint16_t *ids  # free buffer ids, a stack
+    cdef uint32_t id_count
+    cdef int64_t hidden  # slot of the first descriptor that is not published: the device sees none behind it
+    cdef uint16_t hidden_flags
+
+    def __cinit__(self, *arguments, **options):
+        self.packed = True
+        self.hidden = -1
+
+    def __dealloc__(self):
+        free(self.ids)
+
+    cdef int start(self, base) except -1:
+        cdef uint32_t i
+        begin = 0x80008000 if base is None else base
+        self.pos, self.wrap = begin & 0x7FFF, begin >> 15 & 1
+        if self.pos >= self.size or begin >> 16 != begin & 0xFFFF:
+            raise ValueError(f"a packed queue of {self.size} entries cannot begin at {begin:#x}")
+        self.used, self.used_wrap = self.pos, self.wrap
+        memset(self.at.desc, 0, 16 * self.size)
+        memset(self.at.driver, 0, 4)
+        memset(self.at.device, 0, 4)
+        self.ids = <uint16_t *> malloc(2 * self.size)
+        if self.ids == NULL:
+            raise MemoryError
+        self.id_count = self.size
+        for i in range(self.size):
+            # Flags of the pass that used the slot last.
+            set16(self.at.desc + 16 * <size_t> i + 14, BITS if (self.wrap if i < self.pos else not self.wrap) else 0)
+            self.ids[i] = self.size - 1 - i
+        self.calls_on()
+        return 0
+
+    cdef int place(self, readable, writable, bint indirect, uint32_t count, uint64_t *room) except -1:
+        cdef uint16_t buffer_id = self.ids[self.id_count - 1], flags = 0, head_flags = 0
+        cdef uint32_t head = self.pos, at = head, i = 0, slots = 1 if indirect else count
+        cdef bint wrap = self.wrap
+        cdef uint64_t address, total = 0
+        cdef uint32_t length
+        cdef char *table = self.tables + 16 * <size_t> self.table_entries * buffer_id
+        for segments in (readable, writable):
+            for one, size in segments:
+                address, length = one, size
+                i += 1
+                if indirect:
+                    put_desc(table, address, length, 0, flags)
+                    table += 16
+                else:
+                    self.put(at, address, length, buffer_id, flags | (NEXT if i < count else 0), wrap, i == 1, &head_flags)
+                    at += 1
+                    if at == self.size:
+                        at = 0
+                        wrap = not wrap
+                if flags:
+                    total += length
+            flags = WRITE
+        if indirect:
+            address = self.tables_at + 16 * <uint64_t> self.table_entries * buffer_id
+            self.put(head, address, 16 * count, buffer_id, INDIRECT, wrap, True, &head_flags)
+            at += 1
+            if at == self.size:
+                at = 0
+                wrap = not wrap
+        self.pos, self.wrap = at, wrap
+        room[0] = total
+        self.id_count -= 1
+        self.added += slots
+        if self.hidden < 0:
+            self.hidden, self.hidden_flags = head, head_flags
+        else:
+            set16(self.at.desc + 16 * <size_t> head + 14, head_flags)
+        return buffer_id
+
+    cdef void put(
+        self,
+        uint32_t at,
+        uint64_t address,
+        uint32_t length,
+        uint16_t buffer_id,
+        uint16_t flags,
+        bint wrap,
+        bint first,
+        uint16_t *head_flags,
+    ) noexcept:
+        """One descriptor. The first one's flags, which make the chain available, are written later."""
+        cdef char *d = self.at.desc + 16 * <size_t> at
+        flags |= AVAIL if wrap else USED
+        if first:
+            head_flags[0] = flags
+            flags = relaxed16(d + 14)
+        put_desc(d, address, length, buffer_id, flags)
+
+    cdef void show(self) noexcept:
+        release16(self.at.desc + 16 * <size_t> self.hidden + 14, self.hidden_flags)
+        self.hidden = -1
+
+    cdef bint kick_wanted(self, uint32_t shown) noexcept:
+        return packed_event(self.at.device, self.event_idx, self.pos, self.wrap, shown, self.size)
+
+    cdef bint used_waits(self) noexcept:
+        if self.batch:
+            return True
+        return acquire16(self.at.desc + 16 * <size_t> self.used + 14) & BITS == (BITS if self.used_wrap else 0)
+
+    cdef void read_used(self, uint32_t *head, uint32_t *written) noexcept:
+        cdef char *d = self.at.desc + 16 * <size_t> self.used
+        written[0] = relaxed32(d + 8)
+        head[0] = relaxed16(d + 12)
+
+    cdef void release(self, uint32_t head, uint32_t count) noexcept:
+        self.ids[self.id_count] = head
+        self.id_count += 1
+        self.used += count
+        if self.used >= self.size:
+            self.used -= self.size
+            self.used_wrap = not self.used_wrap
+
+    cdef void calls_on(self) noexcept:
+        if self.event_idx:
+            set16(self.at.driver, self.used | (WRAP if self.used_wrap else 0))
+            release16(self.at.driver + 2, EVENT_DESC)
+        else:
+            set16(self.at.driver + 2, EVENT_ENABLE)
+
+    cdef void calls_off(self) noexcept:
+        set16(self.at.driver + 2, EVENT_DISABLE)

@@ -27,6 +27,7 @@ from transfuse.cli.output import table, write_json
 from transfuse.fs.base import Filesystem
 from transfuse.fs.request import Request
 from transfuse.fs.values import ROOT_ID, Attr, DirEntry, Entry, Features, Opened
+from transfuse.transports import uring
 from transfuse.transports.mount import fusermount, mountinfo
 from transfuse.transports.mount.attach import choose_method, open_device
 from transfuse.transports.mount.errors import MountError
@@ -38,7 +39,6 @@ __all__ = ["Finding", "add", "examine", "run"]
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNS = 0x00020000
 NOBODY = 65534
-IO_URING_PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 CONTENT_OF_SERVER = b"server\n"
 CONTENT_OF_BACKING = b"kernel\n"
 
@@ -244,13 +244,13 @@ def _read(path: str) -> bytes:
 
 
 def _io_uring() -> Finding:
-    try:
-        with open(IO_URING_PARAMETER) as parameter:
-            on = parameter.read().strip() in ("Y", "1")
-    except OSError:
-        return Finding("FUSE over io_uring", None, "this kernel does not have it", "Linux 6.14 has")
-    return Finding("FUSE over io_uring", True if on else None, "switched on" if on else "switched off (the default)",
-                   f"echo Y > {IO_URING_PARAMETER}")  # fmt: skip
+    reason = uring.obstacle()
+    if reason is None:
+        return Finding("FUSE over io_uring", True, "possible")
+    if not uring.PARAMETER.exists():
+        return Finding("FUSE over io_uring", None, reason, "Linux 6.14 has it")
+    on = uring.PARAMETER.read_text().strip() in ("Y", "1")
+    return Finding("FUSE over io_uring", None, reason, "" if on else f"echo Y > {uring.PARAMETER}")
 
 
 def _control() -> Finding:

@@ -146,7 +146,8 @@ def form() -> str:
 def announcement(source: str, place: str, method: str, connection: Connection) -> str:
     """The line that says what was mounted how."""
     passthrough = "passthrough" if connection.features.passthrough else "no passthrough"
-    return f"{source} mounted on {place} ({method}, FUSE 7.{connection.minor}, {passthrough}, {form()})"
+    ring = "io_uring, " if connection.features.io_uring else ""
+    return f"{source} mounted on {place} ({method}, FUSE 7.{connection.minor}, {ring}{passthrough}, {form()})"
 
 
 def serve_mount(
@@ -159,6 +160,7 @@ def serve_mount(
         mounted = mount(
             filesystem, place, options,
             workers=settings.get("workers", DEFAULT_WORKERS), method=settings.get("method", "auto"),
+            io_uring=settings.get("io_uring", "auto"),
             trace=tracer(settings),
         )  # fmt: skip
         with mounted:

@@ -106,6 +106,8 @@ OPTIONS: dict[str, Option] = {
         Option("workers", "program", "most threads that serve requests", "N", _workers),
         Option("method", "mount", "how to mount: auto (the first that works), fsmount, mount or fusermount3",
                "M", _one_of("auto", "fsmount", "mount", "fusermount3")),
+        Option("io_uring", "program", "requests come by io_uring: auto (where that is possible), yes or no", "MODE",
+               _one_of("auto", "yes", "no")),
         Option("no_allow_other", "mount", "for the owner of the mount only, also when root mounts a directory"),
         Option("no_default_permissions", "mount", "the kernel leaves permission checks to the filesystem"),
         Option("foreground", "mount", "stay in the foreground", short="-f"),

@@ -5,6 +5,7 @@
     python:package.module:Class, python:file.py:Class
                                your own class, made with -o name=value as keyword arguments
     unix:/path.sock            a server that listens there (for ls, cat, stat, tree and cp)
+    vhost-user:/path.sock      a virtio-fs server, in place of a virtual machine (likewise)
 
 A text that names something existing is a path, whatever it looks like; otherwise a leading `word:` is the kind.
 Arguments of a class are converted by their annotations (int with K, M, G, T; float; bool; str; bytes; paths), and
@@ -31,6 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from transfuse.cli.errors import USAGE, CommandError, one_line
 from transfuse.cli.options import Settings, Value, refuse_extra
+from transfuse.clients import SERVERS
+from transfuse.errors import RemoteProtocolError
 from transfuse.fs.base import Filesystem
 from transfuse.fs.path import PathFilesystem
 
@@ -41,7 +44,7 @@ __all__ = ["KINDS", "Source", "check_extra", "connected", "make_filesystem", "pa
 
 AnyFilesystem = Filesystem | PathFilesystem
 
-KINDS = ("a directory", "memory:", "python:MODULE:CLASS", "python:FILE.py:CLASS", "unix:SOCKET")
+KINDS = ("a directory", "memory:", "python:MODULE:CLASS", "python:FILE.py:CLASS", "unix:SOCKET", "vhost-user:SOCKET")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(.*)", re.DOTALL)
 _SUFFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TRUE = {"1": True, "yes": True, "true": True, "on": True, "0": False, "no": False, "false": False, "off": False}
@@ -66,7 +69,7 @@ _OF_TABLE = {*_HOSTDIR.values(), "passthrough"}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A SOURCE, taken apart: `kind` is "path", "memory", "python" or "unix", `rest` what belongs to it."""
+    """A SOURCE, taken apart: `kind` is "path", "memory", "python", "unix" or "vhost-user", `rest` what belongs to it."""
 
     text: str
     kind: str
@@ -92,12 +95,12 @@ def parse_source(text: str) -> Source:
     if match is None or "/" in match[1]:
         raise CommandError(text, "no such directory", f"SOURCE can be {_kinds()}", USAGE)
     kind, rest = match.groups()
-    if kind not in ("memory", "python", "unix"):
+    if kind not in ("memory", "python", *SERVERS):
         raise CommandError(
             text, f"there is no such path, and no kind of source called {kind}:", f"SOURCE can be {_kinds()}", USAGE
         )
-    if kind == "unix" and not rest:
-        raise CommandError(text, "names no socket", "write unix:/path.sock", USAGE)
+    if kind in SERVERS and not rest:
+        raise CommandError(text, "names no socket", f"write {kind}:/path.sock", USAGE)
     if kind == "memory" and rest:
         raise CommandError(
             text, "memory: has nothing after the colon", "its size is an option: -o size_bytes=64M", USAGE
@@ -123,7 +126,7 @@ def make_filesystem(source: Source, settings: Settings, *, search_here: bool = T
         if values.get("no_passthrough"):
             arguments["passthrough"] = False
         return _construct(HostDirectory, source, settings, (os.path.abspath(source.rest),), arguments)
-    if source.kind == "unix":
+    if source.kind in SERVERS:
         raise CommandError(
             source.text, "is a server already", "give a directory, memory: or python:MODULE:CLASS", USAGE
         )
@@ -339,22 +342,23 @@ def convert(text: str | None, hint: Any) -> Any:
 
 @contextmanager
 def connected(text: str, settings: Settings) -> Iterator[Client]:
-    """A client of SOURCE: over a socket for unix:, else over memory to a server in this process."""
+    """A client of SOURCE: over a wire to a server, else over memory to one in this process."""
     from transfuse.client import Client
+    from transfuse.clients import open_wire
 
     source = parse_source(text)
-    if source.kind == "unix":
+    if source.kind in SERVERS:
         refuse_extra(settings)
-        from transfuse.transports.stream import StreamClientTransport
-
         try:
-            wire = StreamClientTransport.connect(source.rest)
+            wire = open_wire(source.kind, source.rest)
         except OSError as error:
             why = error.strerror or str(error)
             raise CommandError(source.text, why, "is a server listening there, and are you its user?", USAGE) from error
         client = Client(wire)
         try:
             client.connect()
+        except RemoteProtocolError as error:
+            raise CommandError(source.text, str(error), "is that a virtio-fs server?") from error
         except ConnectionResetError as error:
             raise CommandError(source.text, "the server hung up", "its log says why: too many clients?") from error
         with client:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from transfuse.errors import RemoteProtocolError
 from transfuse.fs.base import Filesystem
 from transfuse.fs.request import Request
-from transfuse.fs.values import MAP_READ, MAP_SHARED, MAP_WRITE, Entry, Opened, Statfs
+from transfuse.fs.values import MAP_READ, MAP_SHARED, MAP_WRITE, Entry, FileRange, Opened, Statfs
 from transfuse.session.calls import MAX_OFFSET, Calls
 from transfuse.session.directories import Listings
 from transfuse.session.negotiate import MAP_ALIGNMENT, Connection
@@ -38,6 +38,7 @@ Row = tuple[Call, Reply, "Callable[[Buffer, int], tuple[Any, ...]] | None", int,
 """call, reply, unpacker of the structure, its size, least length of the request, may carry extensions."""
 
 MAP_PAGE = 1 << MAP_ALIGNMENT
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)
 MAX_DIR_REPLY = 1 << 20
 """Most bytes of one READDIR reply, whatever the peer asks for."""
 
@@ -176,11 +177,20 @@ class _Special:
         if foffset % MAP_PAGE or foffset + length > MAX_OFFSET:
             raise RemoteProtocolError(f"setupmapping_in.foffset at offset 48: {foffset:#x}")
         writable = bool(flags & f.FUSE_SETUPMAPPING_FLAG_WRITE)
-        intent = MAP_SHARED | MAP_READ | (MAP_WRITE if writable else 0)
-        found = self.fs.map(req, req.nodeid, None, foffset, length, intent)
+        found = self._shared(req, foffset, length, writable)
         if found is None:
             raise OSError(errno.ENODEV, "the file cannot be mapped")
         self.window.window_map(found.fd, found.offset, min(length, found.length), moffset, writable, found.owner)
+
+    def _shared(self, req: Request, offset: int, length: int, writable: bool) -> FileRange | None:
+        intent = MAP_SHARED | MAP_READ
+        if writable or self.window.window_needs_writable():
+            try:
+                return self.fs.map(req, req.nodeid, None, offset, length, intent | MAP_WRITE)
+            except OSError as error:
+                if writable or error.errno not in NOT_WRITABLE:
+                    raise
+        return self.fs.map(req, req.nodeid, None, offset, length, intent)
 
     def removemapping(self, req: Request, args: Any, buffer: Buffer, at: int, end: int) -> None:
         if args[0] * RemovemappingOne.SIZE != end - at:

@@ -50,6 +50,8 @@ class Limits:
     """With a uid: only it and root may use the filesystem (mount option allow_root, which the kernel does not have)."""
     window: int = 0
     """Bytes of the DAX window, through which a virtio-fs peer reads and writes files by itself; 0: there is none."""
+    io_uring: bool = False
+    """The transport serves the kernel's queues, and whoever mounts wants that."""
 
 
 @dataclass(slots=True)
@@ -208,6 +210,8 @@ def _agree(offered: int, minor: int, operations: frozenset[str], features: Featu
         agreed |= offered & f.FUSE_MAP_ALIGNMENT
         if minor >= 36:
             agreed |= offered & f.FUSE_HAS_INODE_DAX
+    if limits.io_uring and minor >= 42:
+        agreed |= offered & f.FUSE_OVER_IO_URING
     if features.request_timeout_s and minor >= 43:
         agreed |= offered & f.FUSE_REQUEST_TIMEOUT
     return agreed
@@ -218,6 +222,7 @@ def _granted(features: Features, agreed: int) -> Features:
     off: dict[str, Any] = {rule.feature: False for rule in RULES if rule.feature is not None and not agreed & rule.bit}
     granted = replace(features, **off)
     granted.passthrough = bool(agreed & f.FUSE_PASSTHROUGH)
+    granted.io_uring = bool(agreed & f.FUSE_OVER_IO_URING)
     if not agreed & f.FUSE_DO_READDIRPLUS:
         granted.readdirplus = False
     elif features.readdirplus is None and not agreed & f.FUSE_READDIRPLUS_AUTO:

@@ -27,6 +27,9 @@ __all__ = ["Notifier"]
 
 MAX_RETRIEVES = 256
 """Most RETRIEVEs waiting for their answer."""
+FIRST_RETRIEVE = 1 << 62
+"""RETRIEVEs are numbered from here, by even numbers: over io_uring their answers share a table with the peer's own
+requests, which count from 2, and odd is the INTERRUPT of the one before (fs/fuse/dev_uring.c)."""
 MAX_PRUNE = 4096
 """Most nodeids in one PRUNE."""
 
@@ -45,7 +48,7 @@ class Notifier:
         self._send = send
         self._lock = threading.Lock()
         self._retrieves: dict[int, Future[bytes]] = {}
-        self._next_unique = 1
+        self._next_unique = FIRST_RETRIEVE
 
     def poll(self, handle: int) -> bool:
         """Wake whoever polls the file that came with this handle."""
@@ -80,7 +83,7 @@ class Notifier:
             if len(self._retrieves) >= MAX_RETRIEVES:
                 raise OSError(errno.EAGAIN, f"{MAX_RETRIEVES} retrieves are waiting for their answers")
             unique = self._next_unique
-            self._next_unique += 1
+            self._next_unique += 2
             self._retrieves[unique] = future
         body = w.NotifyRetrieveOut(notify_unique=unique, nodeid=nodeid, offset=offset, size=size)
         sent = False

@@ -133,6 +133,10 @@ class WindowHost(Protocol):
         """Can a file of this size be read to its end through the window?"""
         ...
 
+    def window_needs_writable(self) -> bool:
+        """Must an fd be open for writing even if the peer will only read?"""
+        ...
+
     def window_map(self, fd: int, offset: int, length: int, at: int, writable: bool, owner: object) -> None:
         """Have the peer find `length` bytes of `fd` from `offset` at `at` of its window. OSError if it cannot be."""
         ...
@@ -319,7 +323,7 @@ class ServerSession:
         if isinstance(error, OSError):
             number = error.errno if isinstance(error.errno, int) else errno.EIO
         elif isinstance(error, RemoteProtocolError):
-            self._refusals.warning("%s of node %d refused: %s", opcode_name(req.opcode), req.nodeid, error)
+            self._refusals.warning("%s of node %d refused: %s", opcode_name(req.opcode), req.nodeid, str(error))
             number = error.errno
         elif isinstance(error, MemoryError):
             number = errno.ENOMEM
@@ -451,7 +455,7 @@ class ServerSession:
                 self.end()
                 return message_struct(self._order).pack(16, 0, unique)
         except RemoteProtocolError as error:
-            self._refusals.warning("%s refused: %s", opcode_name(opcode), error)
+            self._refusals.warning("%s refused: %s", opcode_name(opcode), str(error))
             if opcode in (_BATCH_FORGET, _NOTIFY_REPLY, _FORGET):
                 return None
             return encode_error(self._order, unique, error.errno)

@@ -28,11 +28,14 @@ from transfuse.testing.ledger import Ledger
 from transfuse.transports.base import ClientTransport, ServerTransport
 from transfuse.transports.memory import MemoryTransport
 from transfuse.transports.stream import StreamClientTransport, StreamTransport
+from transfuse.transports.vhost_user.backend import VhostUserTransport
+from transfuse.transports.vhost_user.driver import VhostUserClientTransport
+from transfuse.transports.vhost_user.socket import MessageSocket
 from transfuse.wire.layout import ByteOrder
 
 __all__ = ["Wire", "connect", "wire_pair"]
 
-Wire = Literal["memory", "stream"]
+Wire = Literal["memory", "stream", "virtio"]
 MAX_BUGS = 100
 """Most exceptions of a filesystem kept; the first is the one that is raised."""
 
@@ -45,7 +48,10 @@ def wire_pair(over: Wire) -> tuple[ServerTransport, ClientTransport]:
     if over == "stream":
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return StreamTransport(ours), StreamClientTransport(theirs)
-    raise ValueError(f"over={over!r}: 'memory' and 'stream' are known")
+    if over == "virtio":
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        return VhostUserTransport(ours), VhostUserClientTransport(MessageSocket(theirs))
+    raise ValueError(f"over={over!r}: 'memory', 'stream' and 'virtio' are known")
 
 
 @contextmanager

@@ -334,9 +334,9 @@ class Served(Protocol):
 class StreamListener:
     """Accepts connections on a socket file and has each one served; a context manager.
 
-    `serve` makes and starts a server for a transport, for instance ``lambda transport: Server(Hello(),
-    transport).start()`` with a filesystem for each, or with `shared.view()` of one for all (transfuse.fs.shared). It may
-    look at `transport.peer` and refuse by raising OSError.
+    `serve` makes and starts a server for a transport, for instance ``lambda t: Server(Hello(), t).start()`` with a
+    filesystem for each, or ``Server(shared.view(), t)`` with one for all (transfuse.fs.shared). It may look at
+    `transport.peer` and refuse by raising OSError.
     """
 
     def __init__(

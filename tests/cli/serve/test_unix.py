@@ -41,7 +41,7 @@ def client_of(sock: Path) -> Iterator[Client]:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["{data}"], "serve: ADDRESS is missing; say where: unix:SOCKET"),
+        (["{data}"], "serve: ADDRESS is missing; say where: unix:SOCKET, vhost-user:SOCKET"),
         (["{data}", "unix:"], "ADDRESS unix:: names no socket; write unix:/path.sock"),
         (["{data}", "unix:/no/such/dir/s"], "unix:/no/such/dir/s: No such file or directory"),
         (["{data}", "unix:{sock}", "--max-clients", "0"], "takes a number of clients, 1 to 1024"),

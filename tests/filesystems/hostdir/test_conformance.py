@@ -14,6 +14,8 @@ from transfuse.testing import conformance
 class TestHostDirectoryConforms(conformance.ReadWrite):
     """Whoever asks, files are made as root asks for them: as root."""
 
+    transports = ("memory", "stream", "virtio", "dev_fuse")
+
     def make_filesystem(self, tmp_path: Path) -> HostDirectory:
         source = tmp_path / "source"
         source.mkdir()

@@ -52,6 +52,20 @@ def test_the_thread_is_itself_again_afterwards(source: Path, stranger: Request, 
 
 
 @pytest.mark.needs("root")
+def test_credentials_suit_a_caller_for_whom_nothing_has_to_be_set(stranger: Request, in_thread: InThread) -> None:
+    def check() -> list[bool]:
+        credentials, me = Credentials(), Request()
+        found = [credentials.suit(me, 0o22)]
+        credentials.make(me, 0o22, 0, lambda: None)
+        found += [credentials.suit(me, 0o22), credentials.suit(me, 0o77), credentials.suit(stranger, 0o22)]
+        credentials.make(stranger, 0o22, 0, lambda: None)  # leaves its gid behind
+        found.append(credentials.suit(me, 0o22))
+        return found
+
+    assert in_thread(check) == [False, True, False, False, False]
+
+
+@pytest.mark.needs("root")
 def test_the_thread_is_itself_again_after_an_error(stranger: Request, in_thread: InThread) -> None:
     def fail() -> None:
         raise OSError(errno.ENOSPC, "no room")

@@ -262,7 +262,8 @@ def test_holes_and_copies(mounted: Mounted) -> None:
     with open(mounted.point / "a", "w+b", buffering=0) as one, open(mounted.point / "b", "w+b", buffering=0) as two:
         os.pwrite(one.fileno(), b"x", 1 << 20)
         os.fsync(one.fileno())
-        assert os.lseek(one.fileno(), 0, os.SEEK_HOLE) == 0
+        # With write-back the kernel is not told of holes: it would not know which of them it is about to fill.
+        assert os.lseek(one.fileno(), 0, os.SEEK_HOLE) == ((1 << 20) + 1 if mounted.fs.writeback else 0)
         os.posix_fallocate(one.fileno(), 0, 1 << 21)
         assert os.copy_file_range(one.fileno(), two.fileno(), 1 << 21, 0, 0) == 1 << 21
         assert os.pread(two.fileno(), 1, 1 << 20) == b"x"

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from transfuse.server import mount
 from transfuse.session.server import ServerSession
 from transfuse.wire.opcodes import opcode_name
 
+GETFLAGS, SETFLAGS, APPEND_ONLY = 0x80086601, 0x40086602, 0x20
 Served = Any
 Make = Callable[..., Any]
 
@@ -180,6 +182,19 @@ def test_a_name_that_changes_hands_does_not_change_the_file(lazy: Served) -> Non
     lazy.fs.rename(lazy.req, 1, b"b", 1, b"a", 0)
     assert read(lazy, node) == b"hello"
     assert read(lazy, lazy.look("a")) == b"other"
+
+
+@pytest.mark.needs("root")
+def test_an_append_only_file_grows_at_its_end(lazy: Served) -> None:
+    node = lazy.look("a")
+    flags = struct.unpack("I", lazy.fs.ioctl(lazy.req, node, 0, GETFLAGS, 0, b"", 4, 0))[0]
+    lazy.fs.ioctl(lazy.req, node, 0, SETFLAGS, 0, struct.pack("I", flags | APPEND_ONLY), 0, 0)
+    try:
+        assert lazy.fs.write(lazy.req, node, 0, memoryview(b" you"), 5, 0) == 4
+        assert errno_of(lambda: lazy.fs.write(lazy.req, node, 0, memoryview(b"J"), 0, 0)) == errno.EPERM
+        assert read(lazy, node) == b"hello you"
+    finally:
+        lazy.fs.ioctl(lazy.req, node, 0, SETFLAGS, 0, struct.pack("I", flags), 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from transfuse.testing import conformance
 
 
 class TestMemoryConforms(conformance.ReadWrite):
-    transports = ("direct", "memory", "stream", "dev_fuse")
+    transports = ("direct", "memory", "stream", "virtio", "dev_fuse")
 
     def make_filesystem(self, tmp_path):
         return MemoryFilesystem(size_bytes=64 << 20)

@@ -11,6 +11,7 @@ import itertools
 import os
 import select
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from transfuse.transports.vhost_user import config
@@ -107,18 +108,16 @@ class RawFrontend:
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
-    def send(self, request: FrontendRequest, body: Any = None, fds: list[int] | tuple[int, ...] = (), flags: int = 0) -> None:
+    def send(self, request: FrontendRequest, body: Any = None, fds: Sequence[int] = (), flags: int = 0) -> None:
         self.sock.send(request, body.encode() if body is not None else b"", fds, flags)
 
-    def call(self, request: FrontendRequest, body: Any = None, fds: list[int] | tuple[int, ...] = ()) -> Any:
+    def call(self, request: FrontendRequest, body: Any = None, fds: Sequence[int] = ()) -> Any:
         """A request and its answer, or whether it was done (0) if it has none."""
         answer, left = self.call_with_fds(request, body, fds)
         left.close()
         return answer
 
-    def call_with_fds(
-        self, request: FrontendRequest, body: Any = None, fds: list[int] | tuple[int, ...] = ()
-    ) -> tuple[Any, Fds]:
+    def call_with_fds(self, request: FrontendRequest, body: Any = None, fds: Sequence[int] = ()) -> tuple[Any, Fds]:
         row = FRONTEND_REQUESTS[request]
         self.send(request, body, fds, 0 if row.reply else NEED_REPLY)
         message = self.sock.receive()
@@ -167,6 +166,14 @@ class RawFrontend:
             self.inflight_fd = fds.take()
         else:
             assert self.call(FrontendRequest.SET_INFLIGHT_FD, self.inflight_area, [self.inflight_fd]) == 0
+
+    def renew(self) -> None:
+        """The guest starts anew: rings at other places, no requests under way."""
+        if self.inflight_fd is not None:
+            os.close(self.inflight_fd)
+            self.inflight_fd = None
+        for ring in self.rings:
+            self.make_driver(ring)
 
     def make_driver(self, ring: Ring) -> None:
         areas = [self.allocate(size, 64) for size in area_sizes(self.size, self.packed)]
@@ -222,10 +229,10 @@ class RawFrontend:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def build(
-        self, opcode: int, body: WireStruct | None = None, tail: bytes = b"", nodeid: int = 1, unique: int = 0, uid: int = 0
+        self, opcode: int, body: WireStruct | None = None, tail: bytes = b"", nodeid: int = 1, uid: int = 0
     ) -> bytes:
         parts = encode_request(
-            "<", opcode, unique or next(self._uniques), nodeid, uid, 0, 1, (body.encode("<") if body else b"") + tail
+            "<", opcode, next(self._uniques), nodeid, uid, 0, 1, (body.encode("<") if body else b"") + tail
         )
         return b"".join(bytes(part) for part in parts)
 
@@ -313,8 +320,10 @@ class RawFrontend:
     def close(self) -> None:
         self.sock.close()
         for ring in self.rings:
+            ring.driver = None
             for fd in (ring.kick, ring.call, ring.err):
                 os.close(fd)
+        self.memory = GuestMemory()
         os.close(self.memory_fd)
         if self.inflight_fd is not None:
             os.close(self.inflight_fd)

@@ -148,7 +148,8 @@ def set_up(talk: Talk, memory: int, event: int, index: int = 1, start: bool = Tr
     talk.tell(F.ADD_MEM_REG, region(), [memory])
     talk.tell(F.SET_VRING_NUM, m.VringState(index=index, num=128))
     talk.tell(F.SET_VRING_BASE, m.VringState(index=index, num=5))
-    talk.tell(F.SET_VRING_ADDR, m.VringAddress(index=index, descriptor=0x7000_0000, available=0x7000_0800, used=0x7000_1000))
+    address = m.VringAddress(index=index, descriptor=0x7000_0000, available=0x7000_0800, used=0x7000_1000)
+    talk.tell(F.SET_VRING_ADDR, address)
     if start:
         talk.tell(F.SET_VRING_KICK, m.U64(value=index), [event])
         talk.tell(F.SET_VRING_ENABLE, m.VringState(index=index, num=1))
@@ -478,7 +479,7 @@ def test_a_log_eventfd_is_taken_and_closed(talk: Talk, event: int) -> None:
     talk.tell(F.SET_LOG_FD, None, [event])
 
 
-# -- in-flight region, channel, window, state ---------------------------------------------------------------------------
+# -- in-flight region, channel, window, state -------------------------------------------------------------------------
 
 
 def test_inflight_region_is_made_and_given_back(talk: Talk) -> None:
@@ -494,10 +495,9 @@ def test_inflight_region_is_made_and_given_back(talk: Talk) -> None:
     os.close(fd)
 
 
-@pytest.mark.parametrize(
-    "area", [{"num_queues": 0, "queue_size": 128}, {"num_queues": 4, "queue_size": 128}, {"num_queues": 3, "queue_size": 0}]
-)
-def test_inflight_region_of_wrong_numbers_is_refused(talk: Talk, memory: int, area: dict[str, int]) -> None:
+@pytest.mark.parametrize(("queues", "size"), [(0, 128), (4, 128), (3, 0)])
+def test_inflight_region_of_wrong_numbers_is_refused(talk: Talk, memory: int, queues: int, size: int) -> None:
+    area = {"num_queues": queues, "queue_size": size}
     talk.refused(F.GET_INFLIGHT_FD, m.InflightArea(**area))
     assert talk.try_(F.SET_INFLIGHT_FD, m.InflightArea(mmap_size=SIZE, **area), [memory]) == 1
 

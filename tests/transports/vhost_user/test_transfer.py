@@ -25,7 +25,7 @@ def test_state_goes_out_whole_and_the_pipe_ends() -> None:
 
 def test_state_comes_in_whole() -> None:
     got: list[bytes] = []
-    transfer = StateTransfer(lambda: [], got.extend)
+    transfer = StateTransfer(list, got.extend)
     read, write = os.pipe()
     transfer.begin(True, read)
     with open(write, "wb") as file:
@@ -39,7 +39,7 @@ def test_state_that_cannot_be_read_is_no_success() -> None:
         list(state)
         raise ValueError("nonsense")
 
-    transfer = StateTransfer(lambda: [], load)
+    transfer = StateTransfer(list, load)
     read, write = os.pipe()
     transfer.begin(True, read)
     os.close(write)
@@ -75,7 +75,7 @@ def test_one_transfer_at_a_time() -> None:
 
 def test_what_is_read_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_STATE", 1000)
-    transfer = StateTransfer(lambda: [], lambda state: list(state) and None)
+    transfer = StateTransfer(list, lambda state: list(state) and None)
     read, write = os.pipe()
     os.write(write, bytes(1001))
     os.close(write)

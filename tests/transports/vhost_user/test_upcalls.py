@@ -10,11 +10,10 @@ import time
 
 import pytest
 
-from transports.vhost_user.window_peer import WindowPeer
-
 from transfuse.transports.vhost_user.messages import REPLY, U64, BackendRequest, ShmemMapping
 from transfuse.transports.vhost_user.socket import MessageSocket
 from transfuse.transports.vhost_user.upcalls import BackendChannel
+from transports.vhost_user.window_peer import WindowPeer
 
 UNMAP, CONFIG = BackendRequest.SHMEM_UNMAP, BackendRequest.CONFIG_CHANGE_MSG
 

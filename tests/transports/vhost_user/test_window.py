@@ -8,10 +8,9 @@ import random
 
 import pytest
 
-from transports.vhost_user.window_peer import WindowPeer
-
 from transfuse.transports.vhost_user import window as module
 from transfuse.transports.vhost_user.window import Window
+from transports.vhost_user.window_peer import WindowPeer
 
 PAGE = 4096
 SIZE = 1 << 24
@@ -128,6 +127,19 @@ def test_files_are_marked_only_for_lenient_front_ends(window: Window, strict: bo
     assert window.suits(1 << 21) is not strict
 
 
+def test_files_are_opened_for_writing_where_the_front_end_maps_no_others(window: Window, strict: bool) -> None:
+    assert window.needs_writable() is strict
+
+
+def test_the_front_end_is_asked_once(window: Window, peer: WindowPeer, file: int) -> None:
+    window.map(file, 0, PAGE, 0, False, None)
+    asked = len(peer.calls)
+    window.suits(1)
+    window.needs_writable()
+    window.map(file, 0, PAGE, 2 * PAGE, False, None)
+    assert len(peer.calls) == asked + 1
+
+
 def test_a_front_end_that_is_reset_has_forgotten_all(window: Window, peer: WindowPeer, file: int) -> None:
     window.map(file, 0, PAGE, 0, False, None)
     peer.mapped.clear()
@@ -162,3 +174,4 @@ def test_without_a_channel_nothing_is_mapped(file: int) -> None:
     with pytest.raises(OSError, match="channel"):
         window.map(file, 0, PAGE, 0, False, None)
     assert not window.suits(PAGE)
+    assert not window.needs_writable()

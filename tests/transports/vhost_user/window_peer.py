@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import threading
@@ -13,7 +14,8 @@ from transfuse.transports.vhost_user.upcalls import BackendChannel
 
 class WindowPeer:
     """Maps and unmaps as QEMU does: never over something, only whole mappings and, if `strict`, no byte that the file
-    does not have. `mapped` is (at, length) → (inode, offset, writable); `calls` are the requests in order."""
+    does not have, and nothing that is open for reading only. `mapped` is (at, length) → (inode, offset, writable);
+    `calls` are the requests in order."""
 
     def __init__(self, strict: bool = False, acknowledged: bool = True) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -51,12 +53,13 @@ class WindowPeer:
         fd = fds.take()
         try:
             status = os.fstat(fd)
+            reading = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
         finally:
             os.close(fd)
         end = body.shm_offset + body.length
         if any(at < end and body.shm_offset < at + length for at, length in self.mapped):
             return True
-        if self.strict and body.fd_offset + body.length > status.st_size:
+        if self.strict and (reading or body.fd_offset + body.length > status.st_size):
             return True
         self.mapped[key] = (status.st_ino, body.fd_offset, bool(body.flags))
         return False

@@ -27,6 +27,7 @@ NAMES = (
     "SplitDevice",
     "SplitDriver",
 )
+COMPILED = ("guestmem", "virtqueue", "lane")
 PLAIN = ("chain", "memory", "lane", "packed", "split")
 
 GUEST = 0x4000_0000
@@ -58,7 +59,7 @@ def form_named(name: str) -> SimpleNamespace:
     if name == "plain":
         modules = [importlib.import_module(f"transfuse.transports.virtqueue.{module}") for module in PLAIN]
     else:
-        modules = [pytest.importorskip("transfuse._native.virtqueue", reason="the plain form runs")]
+        modules = [pytest.importorskip(f"transfuse._native.{m}", reason="the plain form runs") for m in COMPILED]
     found = {item: getattr(module, item) for item in NAMES for module in modules if hasattr(module, item)}
     return SimpleNamespace(name=name, **found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -16,7 +17,7 @@ from transfuse.transports.virtqueue.layout import (
     F_VERSION_1,
     packed_base,
 )
-from transports.virtqueue.rings import FEATURES, KINDS, Rings
+from transports.virtqueue.rings import FEATURES, GUEST, KINDS, Rings
 from transports.virtqueue.traffic import Traffic
 
 REQUEST = b"0123456789"
@@ -308,3 +309,66 @@ def test_more_is_written_than_the_room_is_our_own_mistake(arena, features):
         with pytest.raises(ValueError, match="room"):
             rings.device.push(chain, length)
     assert rings.device.push(chain, 20)
+
+
+# -- the dirty log
+
+
+def dirty_pages(fd):
+    return {8 * i + bit for i, byte in enumerate(os.pread(fd, 1 << 16, 0)) for bit in range(8) if byte >> bit & 1}
+
+
+@pytest.mark.parametrize("features", KINDS)
+@pytest.mark.parametrize("rings_too", [False, True])
+def test_pages_that_were_written_are_in_the_log(arena, features, rings_too, tmp_path):
+    rings = Rings(arena, features, 8)
+    source = arena.room(8)
+    target = arena.room(5 * 4096, 4096)
+    first = target // 4096
+    ring_pages = {at // 4096 for at in (rings.areas[0] if rings.packed else rings.areas[2],)}
+    fd = os.memfd_create("log", os.MFD_CLOEXEC)
+    os.ftruncate(fd, (GUEST + arena.size) // 4096 // 8)
+    try:
+        log = arena.form.DirtyLog(arena.form.Mapping(fd, 0, (GUEST + arena.size) // 4096 // 8))
+        segments = [(target + 4090, 12), (target + 3 * 4096, 2 * 4096)]
+        for n, (wrote, expected) in enumerate(
+            [
+                (0, set()),
+                (6, {first}),
+                (7, {first, first + 1}),
+                (13, {first, first + 1, first + 3}),
+                (12 + 4097, {first, first + 1, first + 3, first + 4}),
+            ]
+        ):
+            os.pwrite(fd, bytes(1 << 16), 0)
+            rings.device.set_log(None, False)
+            assert rings.driver.add([(source, 8)], segments, n)
+            rings.driver.publish()
+            chain = rings.device.pop()  # before the log begins: it counts all the same
+            rings.device.set_log(log, rings_too)
+            assert rings.device.push(chain, wrote)
+            assert dirty_pages(fd) == expected | (ring_pages if rings_too else set())
+            rings.driver.take_used()
+        os.pwrite(fd, bytes(1 << 16), 0)
+        assert rings.driver.add([(source, 8)], segments, None)
+        rings.driver.publish()
+        chain = rings.device.pop()
+        with (tmp_path / "file").open("wb+") as file:
+            file.write(b"x" * 100)
+            file.flush()
+            assert chain.pread(file.fileno(), 0, 0, 12) == 12
+        rings.device.push(chain, 0)  # as after an error: what was written before it counts
+        assert dirty_pages(fd) == {first, first + 1} | (ring_pages if rings_too else set())
+        rings.driver.take_used()
+        os.pwrite(fd, bytes(1 << 16), 0)
+        rings.device.arm()
+        assert dirty_pages(fd) == ({rings.areas[2] // 4096} if rings_too else set())
+        os.pwrite(fd, bytes(1 << 16), 0)
+        rings.device.set_log(None, False)
+        assert rings.driver.add([(source, 8)], segments, None)
+        rings.driver.publish()
+        rings.device.push(rings.device.pop(), 100)
+        assert dirty_pages(fd) == set()
+        del log
+    finally:
+        os.close(fd)

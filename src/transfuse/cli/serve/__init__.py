@@ -32,7 +32,7 @@ and from elsewhere:
   transfuse ls -l unix:/run/user/1000/files.sock
   transfuse cp -a --from unix:/run/user/1000/files.sock / ./copy
 
-The file of a Unix socket has mode 0600, and whoever may connect may claim any user's rights: it is for one user.
+The file of a Unix socket has mode 0600, and whoever may connect has the rights of the server: it is for one user.
 docs/serving.md says what the clients share."""
 
 

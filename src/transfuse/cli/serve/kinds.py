@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from transfuse.cli.daemon import Ready
 from transfuse.cli.errors import USAGE, CommandError
 from transfuse.cli.options import Settings
-from transfuse.cli.serve import unix
+from transfuse.cli.serve import unix, vhost_user
 from transfuse.cli.sources import AnyFilesystem, Source
 
 __all__ = ["KINDS", "AddressKind", "Service", "add_kinds", "choose"]
@@ -59,7 +59,7 @@ class AddressKind(Protocol):
         ...
 
 
-KINDS: tuple[AddressKind, ...] = (unix,)
+KINDS: tuple[AddressKind, ...] = (unix, vhost_user)
 
 
 def add_kinds(parser: argparse.ArgumentParser, kinds: Sequence[AddressKind] = KINDS) -> None:

@@ -118,6 +118,7 @@ class Core(Filesystem):
             direct_io_allow_mmap=self.direct_io,
             no_open=no_open,
             atomic_o_trunc=not no_open,
+            io_uring=True,
         )
         without: frozenset[str] = frozenset() if xattr else XATTR_OPERATIONS
         if not self.posix_locks:

@@ -66,6 +66,13 @@ class Credentials:
         gid, uid = syscalls.set_fs_gid(self.gid), syscalls.set_fs_uid(self.uid)
         return gid == NOBODY and uid == NOBODY
 
+    def suit(self, req: Request, umask: int) -> bool:
+        """Would make() change nothing on this thread?"""
+        thread = self._thread
+        return thread.umask == umask and (
+            not self.can_switch or (req.uid == self.uid and req.gid == self.gid and thread.gid < 0)
+        )
+
     def make(self, req: Request, umask: int, mode: int, call: Callable[[], T]) -> T:
         """call() with identity and umask of the caller (-1: any umask will do). `mode` is that of the file to be made.
 

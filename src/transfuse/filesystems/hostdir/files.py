@@ -46,6 +46,7 @@ Buffer = bytes | bytearray | memoryview
 
 KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 """open(2) flags that reach the host. Not O_DIRECT: the buffers of a server are not aligned as it would want."""
+MAKING = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 WRITE_CACHE, WRITE_KILL_SUIDGID = 1, 4
 PASSTHROUGH_READ_BYTES = 1 << 17
 """Smaller files that are opened only for reading are not offered as backing files: taking one and giving it back costs
@@ -216,27 +217,28 @@ class Files(Core):
         """Make and open a regular file as the caller. One that exists is opened, unless O_EXCL."""
         node, ref = self._directory(parent, name)
         host_flags = self._host_flags(flags)
-        making = host_flags & ~os.O_TRUNC | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        making = host_flags & ~os.O_TRUNC | MAKING
         mode &= 0o7777
+        umask &= 0o777
+        credentials, step = self.credentials, self.steps.create
         try:
-            fd, attr, key = self._with_room(
-                self.credentials.make,
-                req,
-                umask & 0o777,
-                mode,
-                lambda: self.steps.create(ref.fd, name, making, mode),
-            )
+            if credentials.suit(req, umask):
+                fd, attr, key = self._with_room(step, ref.fd, name, making, mode)
+            else:
+                fd, attr, key = self._with_room(
+                    credentials.make, req, umask, mode, lambda: step(ref.fd, name, making, mode)
+                )
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
             return self._create_existing(req, parent, name, flags)
         held = HeldFd(fd)
         child = self.nodes.remember(attr, key, node, name, ref.fd)
-        return self._made_open(req, held, child, attr, flags)
+        return self._made_open(req, OpenFile(held, child, bool(host_flags & os.O_APPEND)), attr, flags)
 
-    def _made_open(self, req: Request, held: HeldFd, node: Node, attr: Attr, flags: int) -> tuple[Entry, Opened]:
+    def _made_open(self, req: Request, file: OpenFile, attr: Attr, flags: int) -> tuple[Entry, Opened]:
+        node = file.node
         try:
-            file = OpenFile(held, node, bool(self._host_flags(flags) & os.O_APPEND))
             return Entry(attr, node.nodeid), self._opened(req, file, attr, flags)
         except OSError:
             self.nodes.forget(node.nodeid, 1)
@@ -259,7 +261,8 @@ class Files(Core):
     def tmpfile(self, req: Request, parent: int, mode: int, umask: int, flags: int) -> tuple[Entry, Opened]:
         """Make and open a file without a name; link() may give it one unless O_EXCL."""
         ref = self._ref(parent)
-        making = self._host_flags(flags) & ~os.O_TRUNC | os.O_TMPFILE | flags & os.O_EXCL
+        host_flags = self._host_flags(flags)
+        making = host_flags & ~os.O_TRUNC | os.O_TMPFILE | flags & os.O_EXCL
         mode &= 0o7777
         fd = self._with_room(
             self.credentials.make, req, umask & 0o777, mode, lambda: os.open(b".", making, mode, dir_fd=ref.fd)
@@ -269,7 +272,7 @@ class Files(Core):
         if found is None:
             raise stale(parent)
         node = self.nodes.add_nameless(found[1], held)
-        return self._made_open(req, held, node, found[0], flags)
+        return self._made_open(req, OpenFile(held, node, bool(host_flags & os.O_APPEND)), found[0], flags)
 
     def release(self, req: Request, nodeid: int, fh: int, flags: int, lock_owner: int, flock_unlock: bool) -> None:
         """Close the file. Its BSD lock ends here even if a backing file of the kernel's lives on."""
@@ -300,7 +303,12 @@ class Files(Core):
             if node.kind != REGULAR:
                 raise OSError(errno.EBADF, f"node {nodeid} is not a regular file")
             flags = self._host_flags(os.O_WRONLY if writing else os.O_RDONLY)
-            ref, _, appending = self._open_node(node, flags, flags)
+            try:
+                ref, _, appending = self._open_node(node, flags, flags)
+            except PermissionError:
+                if not writing:
+                    raise
+                ref, _, appending = self._open_node(node, flags | os.O_APPEND, flags)  # an append-only file
             file = OpenFile(ref, node, appending)
             unopened.keep(file, flags & os.O_ACCMODE)
         return file
@@ -326,10 +334,10 @@ class Files(Core):
         if file.__class__ is not OpenFile:
             file = self._without_open(nodeid, fh, True)
         fd = file.ref.fd
-        if flags & WRITE_CACHE and file.appending:
+        if file.appending and (flags & WRITE_CACHE or not fh):
             in_place = self._in_place(file)
             if in_place is file.ref:
-                return self._append_rest(fd, data, offset)
+                return self._append_rest(fd, data, offset, bool(flags & WRITE_CACHE))
             fd = in_place.fd
         if flags & WRITE_KILL_SUIDGID and self.credentials.can_switch:
             return self._killing(req, nodeid, fd, lambda: os.pwrite(fd, data, offset))
@@ -371,11 +379,12 @@ class Files(Core):
         return ref
 
     @staticmethod
-    def _append_rest(fd: int, data: Buffer, offset: int) -> int:
-        """A page of an append-only file: what lies before the end is there already and cannot be written again."""
+    def _append_rest(fd: int, data: Buffer, offset: int, is_page: bool) -> int:
+        """Write to an append-only file. Of a page of the peer's cache, what lies before the end is there already and
+        cannot be written again."""
         size = os.fstat(fd).st_size
-        if offset > size:
-            raise PermissionError(errno.EPERM, f"{offset - size} bytes past the end of an append-only file")
+        if offset > size or (offset < size and not is_page):
+            raise PermissionError(errno.EPERM, f"at {offset} of an append-only file of {size} bytes")
         there = min(size - offset, len(data))
         rest = memoryview(data)[there:]
         return there + os.write(fd, rest) if rest else there

@@ -175,7 +175,9 @@ class State(Core):
         parent = numbers.get(above)
         if (parent is None) != (above == LOST) or (kind == NODE and parent is None):
             raise ValueError(f"node {nodeid:#x} in directory {above:#x}, which is not known")
-        if portable or kind == NODE:
+        if portable and kind == NODE_BY_HANDLE and place is not None:
+            raise ValueError(f"node {nodeid:#x}: a file handle from elsewhere")
+        if kind == NODE:
             self._check_name(place)
         if portable:
             found = self._look_up(parent, place, Node(0, key, None, None).kind)

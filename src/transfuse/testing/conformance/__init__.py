@@ -13,7 +13,7 @@
         def expected(self):
             return {"README": b"hello\n", "src": {"main.c": b"..."}}
 
-`transports` picks from "direct", "memory", "stream" and "dev_fuse" (a kernel mount: skipped where that is not
+`transports` picks from "direct", "memory", "stream", "virtio" and "dev_fuse" (a kernel mount: skipped where that is not
 possible). Cases that need an operation which the filesystem does not have are skipped with the reason; `unsupported`
 names cases to skip for another reason. Needs pytest.
 """

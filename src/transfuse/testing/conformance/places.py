@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from transfuse.client import Client
@@ -21,15 +20,14 @@ from transfuse.fs.request import Request
 from transfuse.server import Server, mount
 from transfuse.session.server import log_bug
 from transfuse.testing.client_volume import ClientVolume
+from transfuse.testing.connecting import Wire, wire_pair
 from transfuse.testing.direct import DirectVolume
 from transfuse.testing.ledger import Ledger
 from transfuse.testing.volume import OsVolume, Volume
-from transfuse.transports.memory import MemoryTransport
-from transfuse.transports.stream import StreamClientTransport, StreamTransport
 
 __all__ = ["TRANSPORTS", "Place", "place", "why_not"]
 
-TRANSPORTS = ("direct", "memory", "stream", "dev_fuse")
+TRANSPORTS = ("direct", "memory", "stream", "virtio", "dev_fuse")
 SETTLE_S = 2.0
 """How long FORGETs and RELEASEs may take to arrive once everything is closed."""
 MOUNT_OPTIONS = ("default_permissions", "allow_other")
@@ -105,20 +103,15 @@ def _give_back(client: Client, ledger: Ledger) -> None:
     _settle(ledger.held_lookups)
 
 
-@contextmanager
-def _memory(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str]) -> Iterator[Volume]:
-    transport = MemoryTransport()
-    with Server(ledger, transport, on_bug=on_bug), Client(transport.client) as client:
-        yield ClientVolume(client)
-        _give_back(client, ledger)
+def _client_over(wire: Wire) -> Callable[..., AbstractContextManager[Volume]]:
+    @contextmanager
+    def client_over(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str]) -> Iterator[Volume]:
+        ours, theirs = wire_pair(wire)
+        with Server(ledger, ours, on_bug=on_bug), Client(theirs) as client:
+            yield ClientVolume(client)
+            _give_back(client, ledger)
 
-
-@contextmanager
-def _stream(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str]) -> Iterator[Volume]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with Server(ledger, StreamTransport(theirs), on_bug=on_bug), Client(StreamClientTransport(ours)) as client:
-        yield ClientVolume(client)
-        _give_back(client, ledger)
+    return client_over
 
 
 @contextmanager
@@ -133,4 +126,10 @@ def _dev_fuse(ledger: Ledger, folder: Path, on_bug: OnBug, options: Sequence[str
         os.rmdir(mountpoint)
 
 
-_VOLUMES = {"direct": _direct, "memory": _memory, "stream": _stream, "dev_fuse": _dev_fuse}
+_VOLUMES = {
+    "direct": _direct,
+    "memory": _client_over("memory"),
+    "stream": _client_over("stream"),
+    "virtio": _client_over("virtio"),
+    "dev_fuse": _dev_fuse,
+}

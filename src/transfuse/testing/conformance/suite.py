@@ -65,7 +65,8 @@ class Conformance:
     """Base of ReadOnly and ReadWrite. Say what to try in make_filesystem(), and where in `transports`."""
 
     transports: ClassVar[Sequence[str]] = ("memory", "stream", "dev_fuse")
-    """Of "direct" (method calls), "memory", "stream" and "dev_fuse" (a kernel mount, which needs root)."""
+    """Of "direct" (method calls), "memory", "stream", "virtio" (a virtual machine's wire, without the machine) and
+    "dev_fuse" (a kernel mount, which needs root)."""
     mount_options: ClassVar[Sequence[str]] = MOUNT_OPTIONS
     unsupported: ClassVar[frozenset[str]] = frozenset()
     """Names of cases that can't hold for this filesystem; they are skipped, with this as the reason."""

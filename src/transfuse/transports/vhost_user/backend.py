@@ -11,6 +11,7 @@ the session's state is written, and the session ended by whoever closes this.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -207,9 +208,10 @@ class VhostUserTransport:
         session.renumber(state.epoch)
         if left is not None:
             try:
-                session.import_state(left)
+                with contextlib.closing(left):
+                    session.import_state(left)
             except ValueError as error:
-                log.error("the last server's guest cannot go on: %s", error)
+                log.error("the last server's guest cannot go on: %s", str(error))
             else:
                 log.info("the last server's guest may go on")
                 if session.on_started is not None:
@@ -255,6 +257,10 @@ class VhostUserTransport:
         return self._engine.may_wait(channel)
 
     # -- the DAX window -----------------------------------------------------------------------------------------------
+
+    def window_needs_writable(self) -> bool:
+        """See Window.needs_writable."""
+        return self._engine.window.needs_writable()
 
     def window_map(self, fd: int, offset: int, length: int, at: int, writable: bool, owner: object) -> None:
         """See Window.map."""

@@ -5,8 +5,8 @@ SET_VRING_KICK, it is enabled, and size, addresses and memory are known. What ru
 `Engine`, which serves requests; the device tells it to start and stop rings and hands it every fd.
 
 Rings are stopped by GET_VRING_BASE, by RESET_DEVICE, and when the connection ends. A status of 0 does not end the
-session: QEMU's vhost_user_reset_status() is part of every stop of a device, and a guest that was only paused goes on and
-has forgotten nothing. A driver that really starts over sends a new INIT.
+session: QEMU's vhost_user_reset_status() is part of every stop of a device, and a guest that was only paused goes on
+and has forgotten nothing. A driver that really starts over sends a new INIT.
 
 Errors: what a message may not say raises RemoteProtocolError. `handle` turns that into a failure the front-end can see:
 a non-zero acknowledgement if it asked for one, otherwise the exception goes on and the connection ends, since the
@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from transfuse.errors import RemoteProtocolError, RingError
 from transfuse.transports.vhost_user.config import F_LOG_ALL, F_PROTOCOL_FEATURES, feature_names

@@ -143,7 +143,7 @@ class QueueEngine:
             on_broken=lambda error: self._broke(device, ring, error),
         )
         slot.lane = lane
-        slot.last = _Last(2, lane.close)  # the control thread and the last worker, in whatever order
+        slot.last = _Last(2, lambda: _close_lane(lane))  # the control thread and the last worker, in whatever order
         slot.team = self.crew.engage(lambda worker: self._serve(lane, worker), slot.last.leave)
 
     def _serve(self, lane: Lane, worker: Worker) -> None:
@@ -292,6 +292,16 @@ class QueueEngine:
     def close(self) -> None:
         """The end; no connection is up."""
         self.crew.close(PATIENCE_S)
+
+
+def _close_lane(lane: Lane) -> None:
+    lane.close()
+    lane.queue.answer = _too_late
+
+
+def _too_late(chain: Any, message: Any) -> bool:
+    """For answers to requests that were given up."""
+    return False
 
 
 def _close(fd: int | None) -> None:

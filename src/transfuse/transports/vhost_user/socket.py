@@ -184,6 +184,15 @@ class MessageSocket:
         finally:
             self._leave()
 
+    def dup_for_poll(self) -> int:
+        """Another fd of the socket, which is the caller's: to wait for the end of the connection among other things.
+        ConnectionError when the socket is closed."""
+        self._enter()
+        try:
+            return os.dup(self._sock.fileno())
+        finally:
+            self._leave()
+
     def close(self) -> None:
         """End the connection: receive() returns None everywhere. Idempotent, from any thread."""
         with self._lock:

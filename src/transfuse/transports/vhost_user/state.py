@@ -15,7 +15,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 __all__ = ["MAX_EPOCH", "StateFile"]
 
@@ -48,7 +48,7 @@ class StateFile:
     def _open(self, name: str, flags: int) -> int:
         return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._folder)
 
-    def begin(self) -> Iterable[bytes] | None:
+    def begin(self) -> Generator[bytes, None, None] | None:
         """Count this server as begun, whatever happens next, and read what the last one left: the session's state in
         pieces, None if there is none. `write` before anything is served, since the state is old from then on."""
         try:
@@ -85,7 +85,7 @@ class StateFile:
         os.close(self._folder)
 
 
-def _pieces(fd: int) -> Iterator[bytes]:
+def _pieces(fd: int) -> Generator[bytes, None, None]:
     with open(fd, "rb", buffering=0) as file:
         while piece := file.read(PIECE):
             yield piece

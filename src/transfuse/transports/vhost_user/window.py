@@ -7,12 +7,14 @@ what is in the way is unmapped first, and what sticks out of the range is mapped
 
 QEMU 11.1 besides maps nothing that reaches beyond the end of the file, not even in its last page, where mmap(2) does;
 such a front-end is called *strict*. It gets as many whole pages as the file has, and no file is marked for DAX by
-itself, since a file that grows would outgrow what is mapped.
+itself, since a file that grows would outgrow what is mapped. And it maps everything as writable, also what the guest
+may only read, so that every fd must be open for writing. Both is found out by mapping small files before the first.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from bisect import bisect_left, bisect_right
@@ -22,6 +24,8 @@ from transfuse.transports.vhost_user.messages import BackendRequest, ShmemMappin
 from transfuse.transports.vhost_user.upcalls import BackendChannel
 
 __all__ = ["MAX_MAPPINGS", "Window"]
+
+log = logging.getLogger("transfuse.vhost_user")
 
 MAX_MAPPINGS = 1024
 """Most pieces mapped at a time; each holds an fd here and a memory slot in QEMU, which has some 500."""
@@ -59,14 +63,15 @@ class Window:
         self._lock = threading.Lock()
         self._starts: list[int] = []
         self._pieces: list[_Piece] = []
-        self._strict: bool | None = None
+        self._probed = False
+        self._strict = True
+        self._needs_writable = True
 
     def map(self, fd: int, offset: int, length: int, at: int, writable: bool, owner: object) -> None:
         """Map a range of a file at `at`, in place of what is there. OSError: ENXIO if the file has no whole page there
         and the front-end wants some, ENOSPC if too much is mapped, else as BackendChannel.call."""
         with self._lock:
-            if self._strict is None:
-                self._probe()
+            self._probe()
             if self._strict:
                 length = min(length, (os.fstat(fd).st_size - offset) // PAGE * PAGE)
                 if length <= 0:
@@ -94,32 +99,55 @@ class Window:
 
     def suits(self, size: int) -> bool:
         """Can all of a file of this size be used through the window, whatever becomes of it?"""
-        if self._strict is None:
-            with self._lock:
-                if self._strict is None:
-                    try:
-                        self._probe()
-                    except OSError:
-                        return False
-        return not self._strict
+        return not self._strict if self._asked() else False
+
+    def needs_writable(self) -> bool:
+        """Must an fd be open for writing although the guest may only read?"""
+        return self._needs_writable if self._asked() else False
+
+    def _asked(self) -> bool:
+        """Has the front-end shown what it does? False if it can't be asked at the moment."""
+        if not self._probed:
+            try:
+                with self._lock:
+                    self._probe()
+            except OSError:
+                return False
+        return True
 
     def _probe(self) -> None:
-        """Find out what the front-end thinks of mappings beyond the end of a file, by one of a file with one byte."""
+        """Find out what the front-end thinks of a file with one byte, and of a file that is open for reading only."""
+        if self._probed:
+            return
         fd = os.memfd_create("transfuse-probe", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, 1)
-            piece = _Piece(0, PAGE, fd, 0, False, None)
+            self._strict = not self._would_map(fd)
+            os.ftruncate(fd, PAGE)
             try:
-                self._tell(BackendRequest.SHMEM_MAP, piece)
+                reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                if error.errno != errno.EIO:
-                    raise
-                self._strict = True
+                log.info("no /proc: %s", error)  # it stays unknown, and files are opened for writing
             else:
-                self._strict = False
-                self._tell(BackendRequest.SHMEM_UNMAP, piece)
+                try:
+                    self._needs_writable = not self._would_map(reader)
+                finally:
+                    os.close(reader)
         finally:
             os.close(fd)
+        self._probed = True
+
+    def _would_map(self, fd: int) -> bool:
+        """Have a page of `fd` mapped where nothing is, and unmapped again."""
+        piece = _Piece(0, PAGE, fd, 0, False, None)
+        try:
+            self._tell(BackendRequest.SHMEM_MAP, piece)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False
+        self._tell(BackendRequest.SHMEM_UNMAP, piece)
+        return True
 
     def _clear(self, at: int, length: int) -> list[_Piece]:
         """Unmap all of [at, at + length), and put back what stuck out of it; what lay inside."""

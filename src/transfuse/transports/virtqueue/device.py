@@ -189,12 +189,12 @@ class DeviceQueue:
         """Use another memory from now on; requests under way keep theirs. RingError: the rings are not in it, and the
         queue is broken."""
         with self._lock:
-            self.memory = memory
             try:
                 self._resolve(memory)
             except RingError as error:
                 self.broken = str(error)
                 raise
+            self.memory = memory
 
     def set_log(self, log: DirtyLog | None, rings: bool) -> None:
         """Begin or end to note what is written: to the segments of requests and, if `rings`, to the rings."""

@@ -74,7 +74,8 @@ class DriverQueue:
         self._event_idx = bool(features & layout.F_EVENT_IDX)
         self._in_order = bool(features & layout.F_IN_ORDER)
         self._armed = True
-        self._added = 0  # ring entries added since needs_kick() was asked
+        self._added = 0  # ring entries that are not published yet
+        self._shown = 0  # those published since needs_kick() was asked
         areas = [
             memory.at_guest(address, length) if guest_physical else memory.at_user(address, length)
             for address, length in zip(
@@ -110,8 +111,8 @@ class DriverQueue:
     def needs_kick(self) -> bool:
         """Whether the device wants to be told of what was published since this was asked last. This form does not read
         its wish: True if anything was."""
-        added, self._added = self._added, 0
-        return added > 0
+        shown, self._shown = self._shown, 0
+        return shown > 0
 
     def take_used(self) -> tuple[Any, int] | None:
         """The token of a request that is done and the number of bytes written, None if there is none. Calls are off
@@ -144,6 +145,12 @@ class DriverQueue:
 
     def publish(self) -> None:
         """Show the device all requests that were added."""
+        if self._added:
+            self._show()
+            self._shown += self._added
+            self._added = 0
+
+    def _show(self) -> None:
         raise NotImplementedError
 
     def _start(self, areas: list[memoryview], base: int | None) -> None:

@@ -96,13 +96,14 @@ class _Part:
             raise RingError(
                 f"inflight region of version {self._half[4]} for {self._half[5]} entries, not {VERSION} for {size}"
             )
-        self._counter = 0
+        self.counter = 0
+        """What the next chain is counted as."""
 
     def _under_way(self) -> list[int]:
         """Indices of entries marked as under way, oldest first; new ones will be counted as later."""
         starts = range(self.HEADER, self.HEADER + self.ENTRY * self.size, self.ENTRY)
         counters = sorted((self._long[at // 8 + 1], i) for i, at in enumerate(starts) if self._bytes[at])
-        self._counter = counters[-1][0] + 1 if counters else 0
+        self.counter = counters[-1][0] + 1 if counters else 0
         return [i for _, i in counters]
 
 
@@ -135,8 +136,8 @@ class SplitInflight(_Part):
 
     def take(self, head: int) -> None:
         """A chain was taken from the available ring."""
-        self._long[2 + 2 * head + 1] = self._counter
-        self._counter += 1
+        self._long[2 + 2 * head + 1] = self.counter
+        self.counter += 1
         self._bytes[SPLIT_HEADER + SPLIT_ENTRY * head] = 1
 
     def giving(self, head: int) -> None:
@@ -212,8 +213,8 @@ class PackedInflight(_Part):
             base = PACKED_HEADER + PACKED_ENTRY * entry
             if n == 0:
                 half[base // 2 + 3] = 0
-                self._long[base // 8 + 1] = self._counter
-                self._counter += 1
+                self._long[base // 8 + 1] = self.counter
+                self.counter += 1
                 self._bytes[base] = 1
             if n == len(descriptors) - 1:
                 half[base // 2 + 2] = at

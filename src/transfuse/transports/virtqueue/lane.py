@@ -101,7 +101,7 @@ class Lane:
         self._complain = complain
         self._on_broken = on_broken
         self._lock = threading.Lock()
-        self._call = call
+        self._call: int | None = None
         self._kick: int | None = None
         self._waiting = 0
         self._broken = False
@@ -113,6 +113,7 @@ class Lane:
         self._poll.register(self._halt_fd, select.EPOLLIN)
         self._poll.register(self._nudge_fd, select.EPOLLIN | select.EPOLLET)
         self.set_kick(kick)
+        self.set_call(call)
         queue.answer = self.answer
 
     # -- the control thread's side ------------------------------------------------------------------------------------
@@ -128,7 +129,8 @@ class Lane:
             self._signal(self._nudge_fd)
 
     def set_call(self, fd: int | None) -> None:
-        """Tell the driver by another eventfd; at once, since what was told by the old one may be lost."""
+        """Tell the driver by another eventfd; at once, since what was told by the old one, or was to be told by a
+        device that died, may be lost."""
         with self._lock:
             self._call = fd
             self._signal(fd)
@@ -176,37 +178,37 @@ class Lane:
         pop = queue.pop
         counters, step, park = worker.counters, worker.step_at, worker.park_at
         unsaid = 0
-        with mmap.mmap(-1, self.room) as area:
-            while True:
-                if self.halted:
-                    self.notify()
-                    return "halted"
-                try:
-                    chain = pop()
-                except RingError as error:
-                    self._broke(error)
-                    return "broken"
-                if chain is None:
-                    unsaid = 0
-                    self.notify()
-                    self._wait()
-                    continue
-                if unsaid >= NOTIFY_AFTER:
-                    unsaid = 0
-                    self.notify()
-                if self._waiting and queue.arm():
-                    # Others watch the ring while this one is in a handler; and there is more already.
-                    self._signal(self._nudge_fd)
-                counters[step] += 1
-                if counters[0]:
-                    worker.wake()
-                self._carry(chain, area, handle, handle_detached, undelivered)
-                unsaid += 1
-                counters[step] += 1
-                if counters[park]:
-                    self.notify()
-                    if not worker.park():
-                        return "home"
+        area = mmap.mmap(-1, self.room)
+        while True:
+            if self.halted:
+                self.notify()
+                return "halted"
+            try:
+                chain = pop()
+            except RingError as error:
+                self._broke(error)
+                return "broken"
+            if chain is None:
+                unsaid = 0
+                self.notify()
+                self._wait()
+                continue
+            if unsaid >= NOTIFY_AFTER:
+                unsaid = 0
+                self.notify()
+            if self._waiting and queue.arm():
+                # Others watch the ring while this one is in a handler; and there is more already.
+                self._signal(self._nudge_fd)
+            counters[step] += 1
+            if counters[0]:
+                worker.wake()
+            self._carry(chain, area, handle, handle_detached, undelivered)
+            unsaid += 1
+            counters[step] += 1
+            if counters[park]:
+                self.notify()
+                if not worker.park():
+                    return "home"
 
     def _carry(
         self,

@@ -225,8 +225,7 @@ class PackedDriver(DriverQueue):
         else:
             self._half[8 * head + 7] = le16(head_flags)
 
-    def publish(self) -> None:
-        """Show the device all requests that were added."""
+    def _show(self) -> None:
         if self._hidden is not None:
             head, flags = self._hidden
             self._hidden = None

@@ -195,8 +195,7 @@ class SplitDriver(DriverQueue):
     def _after(self, at: int) -> int:
         return (at + 1) % self.size if self._in_order else self._links[at]
 
-    def publish(self) -> None:
-        """Show the device all requests that were added."""
+    def _show(self) -> None:
         self._avail[1] = le16(self._next)
 
     def _used_waits(self) -> bool:

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from transfuse.filesystems.hostdir import HostDirectory
+from transfuse.testing import conformance
+
+
+@pytest.mark.needs("root")
+class TestHostDirectoryWithoutOpenConforms(conformance.ReadWrite):
+    transports = ("memory", "dev_fuse")
+
+    def make_filesystem(self, tmp_path: Path) -> HostDirectory:
+        source = tmp_path / "source"
+        source.mkdir()
+        return HostDirectory(source, cache="always", no_open=True)
