@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -166,6 +167,31 @@ def test_close_gives_up_on_a_coroutine_that_will_not_end(caplog: pytest.LogCaptu
     assert executor._loop.is_closed()
     for task in asyncio.all_tasks(executor._loop):
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # as this test wanted it
+
+
+def test_threads_are_not_bound_to_the_cpu_of_the_worker_that_starts_them() -> None:
+    cpus = os.sched_getaffinity(0)
+    if len(cpus) < 2:
+        pytest.skip("this machine has one CPU")
+    executor = ThreadedExecutor()
+    seen: list[set[int]] = []
+    done = threading.Semaphore(0)
+
+    async def coroutine() -> None:
+        seen.append(os.sched_getaffinity(0))
+        done.release()
+
+    def worker() -> None:
+        os.sched_setaffinity(0, {min(cpus)})
+        executor.run_blocking(lambda: (seen.append(os.sched_getaffinity(0)), done.release()))  # type: ignore[func-returns-value, arg-type]
+        executor.run_coroutine(coroutine())
+
+    thread = threading.Thread(target=worker)
+    thread.start()
+    thread.join()
+    assert done.acquire(timeout=5) and done.acquire(timeout=5)
+    executor.close()
+    assert seen == [cpus, cpus]
 
 
 def test_nothing_is_run_after_close() -> None:

@@ -11,6 +11,7 @@ its path, or a filesystem object.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -45,12 +46,18 @@ class OwnClient(Client):
     """A client with a server of its own, which ends with it."""
 
     _server: Server | None = None
+    _at_end: Callable[[], None] | None = None
 
     def close(self) -> None:
         """End the connection, and the server."""
         super().close()
-        if not self._is_view and self._server is not None:
-            self._server.close()
+        if self._is_view:
+            return
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+            if self._at_end is not None:
+                self._at_end()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -77,14 +84,23 @@ def connect(
     if not isinstance(what, Filesystem | PathFilesystem):
         from transfuse.filesystems.hostdir import HostDirectory
 
-        what = HostDirectory(what)
+        directory = HostDirectory(what)
+        return _serve_here(directory, options, directory.close)
+    return _serve_here(what, options, None)
+
+
+def _serve_here(
+    filesystem: Filesystem | PathFilesystem, options: dict[str, Any], at_end: Callable[[], None] | None
+) -> Client:
     memory = MemoryTransport()
-    server = Server(what, memory).start()
+    server = Server(filesystem, memory).start()
     try:
         client = OwnClient(memory.client, **options)
-        client._server = server
+        client._server, client._at_end = server, at_end
         client.connect()
         return client
     except BaseException:
         server.close()
+        if at_end is not None:
+            at_end()
         raise

@@ -9,6 +9,7 @@ import pytest
 
 from cli.runs import Cli, command, environment, run
 from transfuse.cli import doctor
+from transfuse.transports import uring
 from transfuse.transports.mount.errors import MountError
 
 NAMES = ["Python", "compiled form", "kernel", "/dev/fuse", "fusermount3", "user namespaces", "trial mount"]
@@ -70,6 +71,33 @@ def test_missing_device_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch
     assert said.code == 1
     assert (found["/dev/fuse"]["ok"], found["/dev/fuse"]["way_out"]) == (False, "modprobe fuse")
     assert found["trial mount"]["detail"] == "not tried without /dev/fuse"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "obstacle", "ok", "detail", "way_out"),
+    [
+        ("Y\n", None, True, "possible", ""),
+        ("Y\n", "this process may not run on every CPU", None, "this process may not run on every CPU", ""),
+        ("N\n", "it is switched off", None, "it is switched off", "echo Y > {parameter}"),
+        (None, "this kernel does not have it", None, "this kernel does not have it", "Linux 6.14 has it"),
+    ],
+)
+def test_io_uring_is_possible_or_the_obstacle_is_said(
+    parameter: str | None,
+    obstacle: str | None,
+    ok: bool | None,
+    detail: str,
+    way_out: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "enable_uring"
+    if parameter is not None:
+        file.write_text(parameter)
+    monkeypatch.setattr(uring, "PARAMETER", file)
+    monkeypatch.setattr(uring, "obstacle", lambda: obstacle)
+    found = doctor._io_uring()
+    assert (found.ok, found.detail, found.way_out) == (ok, detail, way_out.format(parameter=file))
 
 
 def test_no_child_is_left(cli: Cli) -> None:

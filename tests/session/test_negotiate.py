@@ -327,6 +327,22 @@ def test_request_timeout_needs_the_peer(flags: int, expected: int) -> None:
     assert reply.request_timeout == connection.features.request_timeout_s == expected
 
 
+@pytest.mark.parametrize(
+    ("served", "flags", "minor", "expected"),
+    [
+        (True, ALL, 45, True),
+        (False, ALL, 45, False),
+        (True, ALL & ~f.FUSE_OVER_IO_URING, 45, False),
+        (True, ALL, 41, False),
+    ],
+)
+def test_io_uring_needs_the_peer_and_a_transport_that_serves_its_queues(
+    served: bool, flags: int, minor: int, expected: bool
+) -> None:
+    connection = init(limits=Limits(io_uring=served), flags=flags, minor=minor)[1]
+    assert connection.has(f.FUSE_OVER_IO_URING) is connection.features.io_uring is expected
+
+
 def test_no_request_timeout_is_not_negotiated() -> None:
     assert not agreed() & f.FUSE_REQUEST_TIMEOUT
 

@@ -188,6 +188,16 @@ def test_two_retrieves_are_told_apart() -> None:
     assert not first.done()
 
 
+def test_retrieves_are_numbered_apart_from_the_requests_of_the_peer() -> None:
+    """Over io_uring both are in one table of the kernel's; odd numbers are INTERRUPTs there."""
+    peer, notifier = connected()
+    for _ in range(3):
+        notifier.retrieve(2, 0, 1)
+    uniques = [w.NotifyRetrieveOut.decode(raw, 16).notify_unique for raw in peer.host.notified]
+    assert len(set(uniques)) == 3
+    assert all(unique % 2 == 0 and unique >= 1 << 62 for unique in uniques)
+
+
 def test_retrieve_of_an_unknown_node_is_enoent() -> None:
     peer, notifier = connected()
     peer.host.notify_error = FileNotFoundError(errno.ENOENT, "no such node")

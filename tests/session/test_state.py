@@ -121,6 +121,17 @@ def test_timeouts_and_read_ahead_may_differ() -> None:
     assert second.session.connection is not None
 
 
+def test_a_session_that_serves_somebody_is_not_replaced() -> None:
+    pieces = list(kept().session.export_state(False))
+    second = kept()
+    with pytest.raises(ValueError, match="already"):
+        second.session.import_state(pieces)
+    assert second.fs.destroyed_times == 0
+    second.session.end()
+    second.session.import_state(pieces)
+    assert not second.session.ended
+
+
 def test_damage_is_found_wherever_it_is(request: pytest.FixtureRequest) -> None:
     first = kept()
     raw = bytearray(b"".join(first.session.export_state(False)))

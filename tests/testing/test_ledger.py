@@ -7,7 +7,7 @@ import pytest
 from transfuse.filesystems.memory import MemoryFilesystem
 from transfuse.fs.base import Filesystem
 from transfuse.fs.request import Request
-from transfuse.fs.values import Attr, Entry, Opened
+from transfuse.fs.values import Attr, Entry, Features, Opened
 from transfuse.testing.direct import DirectVolume
 from transfuse.testing.ledger import Ledger
 
@@ -50,6 +50,15 @@ def test_a_lookup_that_is_not_given_back_is_reported(ledger):
 def test_making_counts_as_a_lookup(ledger, make):
     make(ledger)
     assert "1 lookups of nodeid 3 are not given back" in ledger.problems()
+
+
+def test_files_of_a_peer_that_sends_no_open_are_never_released():
+    fs = MemoryFilesystem()
+    fs.features = Features(no_open=True)
+    ledger = Ledger(fs)
+    entry, _ = ledger.create(REQ, 1, b"x", 0o644, 0, 2)
+    ledger.forget(REQ, entry.nodeid, 1)
+    assert ledger.problems() == [] and ledger.open_handles() == 0
 
 
 def test_an_open_handle_is_reported(ledger):

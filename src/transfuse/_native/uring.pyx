@@ -507,6 +507,11 @@ cdef int _carry(Ring ring, int device, int queue, ready, uint64_t kick, channel,
             log.error("message dropped: %s", error)
             entry.refuse(unique, EIO)
             continue
+        except Exception:
+            # Nobody else would answer: an entry is this thread's alone.
+            log.exception("a request failed outside the filesystem")
+            entry.refuse(unique, EIO)
+            continue
         if message is None:
             if opcode == NOTIFY_REPLY:
                 entry.refuse(unique, 0)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from transfuse.client.caches import Cache, Node
+from transfuse.client.dax import DaxRanges
 from transfuse.client.exchange import Exchange
 from transfuse.client.walk import Path, fail
 from transfuse.errors import RemoteProtocolError
@@ -43,6 +44,8 @@ class ClientBase:
     lock_owner: int
     """Who owns POSIX locks: one number for each view, as each process is one owner."""
     name_max: int
+    dax: DaxRanges | None = None
+    """Files that the server marks are read through this."""
     revalidates = False
     """Whether no name is believed without asking: see transfuse.client.stale."""
     _lasting: Self | None = None

@@ -21,6 +21,7 @@ from typing import Any, AnyStr, Self
 
 from transfuse.client.base import new_owner
 from transfuse.client.caches import DEFAULT_MAX_NAMES, Cache, Node
+from transfuse.client.dax import DaxRanges, Window
 from transfuse.client.directories import ScandirIterator, read_names
 from transfuse.client.events import apply_event
 from transfuse.client.exchange import Exchange
@@ -33,8 +34,8 @@ from transfuse.errors import RemoteProtocolError
 from transfuse.session.client import DEFAULT_FLAGS, ClientSession, Credentials
 from transfuse.session.events import Event
 from transfuse.transports.base import ClientTransport
-from transfuse.wire.flags import FUSE_BIG_WRITES
-from transfuse.wire.layout import ByteOrder
+from transfuse.wire.flags import FUSE_BIG_WRITES, FUSE_HAS_INODE_DAX, FUSE_MAP_ALIGNMENT
+from transfuse.wire.layout import Buffer, ByteOrder
 from transfuse.wire.opcodes import Opcode
 
 __all__ = ["Client"]
@@ -67,6 +68,8 @@ class Client(NamespaceCalls):
         max_names: int = DEFAULT_MAX_NAMES,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
+        if hasattr(transport, "window"):  # whether there is one turns out when the transport has started
+            flags |= FUSE_MAP_ALIGNMENT | FUSE_HAS_INODE_DAX
         session = ClientSession(order=order, minor=minor, flags=flags, max_write=transport.max_write)
         self._on_event = on_event
         exchange = Exchange(transport, session, Cache(clock, max_names), self._event, timeout_s)
@@ -92,8 +95,16 @@ class Client(NamespaceCalls):
         if connection.has(FUSE_BIG_WRITES):
             # Linux does not look at max_write here, but has no socket between that may carry no more.
             self.max_read = min(self.max_read, connection.max_write)
+        window: Window | None = getattr(self.exchange.transport, "window", None)
+        if window is not None and connection.has(FUSE_HAS_INODE_DAX):
+            self.dax = DaxRanges(window, self._ask_mapping, connection.order)
         self._init_view(self.exchange, self.creds)
         return self
+
+    def _ask_mapping(self, opcode: int, nodeid: int, args: tuple[Any, ...], payload: Buffer) -> None:
+        reply = self.exchange.call(opcode, nodeid, args, (), payload)
+        if reply.error:
+            raise fail(reply.error)
 
     def close(self) -> None:
         """DESTROY, and the end of the connection. A view closes nothing. Idempotent."""

@@ -35,6 +35,8 @@ COPY_CHUNK = 1 << 20
 FALLOCATE_KNOWN = 0x01 | 0x02 | 0x10
 """FALLOC_FL_KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE: all that Linux passes on."""
 SEEK_DATA, SEEK_HOLE = 3, 4
+ATTR_FLAGS = 15
+"""Where fuse_attr.flags stands in the flattened structure."""
 F_RDLCK, F_WRLCK, F_UNLCK = 0, 1, 2
 
 
@@ -120,6 +122,11 @@ class OpenFile:
         if self.node.is_dir:
             raise fail(errno.EISDIR, self.path)
         size = min(size, MAX_OFFSET - offset)
+        dax = self.client.dax
+        if dax is not None and not self.open_flags & f.FOPEN_DIRECT_IO:
+            attributes = self.client.attributes(self.node, self.fh)
+            if attributes[ATTR_FLAGS] & f.FUSE_ATTR_DAX:
+                return dax.read(self.node.nodeid, size, offset, attributes[1])
         chunk = self.client.max_read
         read_flags, owner = self._lock_owner(f.FUSE_READ_LOCKOWNER)
         parts: list[bytes] = []

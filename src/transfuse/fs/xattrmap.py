@@ -73,7 +73,7 @@ HIDDEN_ACLS = [Rule("unsupported", "all", name, name) for name in (ACCESS_XATTR,
 
 
 class _Text:
-    """A set of rules being read; errors say which rule, and at which character (counted from 1) it begins to be wrong."""
+    """A set of rules being read; errors say which rule, and at which character (counted from 1)."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -183,14 +183,15 @@ class XattrMap:
 
 
 class XattrMapped(Wrapper):
-    """`inner` with attributes named by `rules`. ACLs that do not pass unchanged are plain attributes to the peer, since
-    what they say is then nothing to the filesystem. See `map_xattrs`."""
+    """`inner` with attributes named by `rules`. POSIX ACLs that do not pass unchanged are ENOTSUP: under another name
+    they would say nothing to the filesystem, and be accepted without any effect. See `map_xattrs`."""
 
     def __init__(self, inner: Filesystem | PathFilesystem, rules: XattrMap) -> None:
         super().__init__(inner)
-        self.rules = rules
         if not (rules.passes(ACCESS_XATTR) and rules.passes(DEFAULT_XATTR)):
+            rules = XattrMap([*HIDDEN_ACLS, *rules.rules])
             self.features = replace(self.features, posix_acl=False)
+        self.rules = rules
 
     def getxattr(self, req: Request, nodeid: int, name: bytes) -> bytes:
         """ENODATA for a name that may not be used."""

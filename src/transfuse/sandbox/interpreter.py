@@ -39,4 +39,5 @@ def _loaded_from() -> list[str]:
                     directories.append(os.fsdecode(os.path.dirname(fields[5])))
     except OSError:
         return []
-    return [directory for directory in dict.fromkeys(directories) if directory.count("/") > 1]
+    # A library that lies among somebody's files is no reason to show these.
+    return [d for d in dict.fromkeys(directories) if os.path.basename(d).startswith("lib") or "/lib" in d]

@@ -83,7 +83,8 @@ def _check(step: str, result: int) -> int:
 
 def _call(step: str, number: int, *args: int | bytes | None) -> int:
     """syscall(2); ints become longs, so that none is cut to 32 bits."""
-    return _check(step, int(_syscall(ctypes.c_long(number), *(ctypes.c_long(a) if isinstance(a, int) else a for a in args))))
+    longs = (ctypes.c_long(a) if isinstance(a, int) else a for a in args)
+    return _check(step, int(_syscall(ctypes.c_long(number), *longs)))
 
 
 def _prctl(step: str, option: int, *args: int) -> int:

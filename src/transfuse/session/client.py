@@ -78,9 +78,15 @@ DEFAULT_FLAGS = (
     | f.FUSE_HAS_EXPIRE_ONLY
     | f.FUSE_HAS_RESEND
 )
-"""What our client can honour. Not offered: write-back, ACLs checked by the client, submounts, DAX, passthrough."""
+"""What our client can honour. Not offered: write-back, ACLs checked by the client, submounts, passthrough. A client whose wire
+may have a DAX window offers that besides."""
 
-_SINCE = {rule.bit: rule.minor for rule in RULES} | {f.FUSE_HAS_EXPIRE_ONLY: 38, f.FUSE_INIT_EXT: 36}
+_SINCE = {rule.bit: rule.minor for rule in RULES} | {
+    f.FUSE_HAS_EXPIRE_ONLY: 38,
+    f.FUSE_INIT_EXT: 36,
+    f.FUSE_MAP_ALIGNMENT: 31,
+    f.FUSE_HAS_INODE_DAX: 36,
+}
 
 ABSENT: dict[int, int] = {
     Opcode.ACCESS: 0,

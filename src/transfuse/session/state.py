@@ -56,10 +56,12 @@ def export_session(session: ServerSession, portable: bool, with_filesystem: bool
 
 
 def import_session(session: ServerSession, pieces: Iterable[bytes]) -> None:
-    """Have `session`, which has served nothing yet, go on where another one was exported. `pieces` may be cut anywhere.
+    """Have `session`, which serves nobody, go on where another one was exported. `pieces` may be cut anywhere.
 
     ValueError if they are not whole, or this server would have agreed to something else; the session is as before.
     """
+    if session.connection is not None and not session.ended:
+        raise ValueError("there is a session already")
     source = _Source(pieces)
     magic, flags, request_size, reply_size = _HEAD.unpack(source.read(_HEAD.size))
     if magic != MAGIC or flags & ~(PORTABLE | WITH_FILESYSTEM):

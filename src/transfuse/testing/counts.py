@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from transfuse.transports.base import ClientTransport
 from transfuse.wire.decode import IN_HEADER
@@ -23,6 +24,10 @@ class CountingTransport:
 
     def __getitem__(self, name: str) -> int:
         return self.counter[name]
+
+    def __getattr__(self, name: str) -> Any:
+        """What only some wires have (a window) is asked of the inner one."""
+        return getattr(self.inner, name)
 
     @property
     def total(self) -> int:

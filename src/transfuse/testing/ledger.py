@@ -99,6 +99,8 @@ class Ledger(Wrapper):
         """Handles that are open, of the kinds whose end the filesystem hears of."""
         has = self.operations()
         heard = {kind for kind, name in (("file", "release"), ("directory", "releasedir")) if name in has}
+        if self.features.no_open:  # no RELEASE either, not even after CREATE
+            heard -= {"file"}
         return [handle for handle, count in self.handles.items() if count > 0 and handle[0] in heard]
 
     def open_handles(self) -> int:

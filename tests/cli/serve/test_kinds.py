@@ -68,10 +68,11 @@ def test_address_or_the_flag_in_its_place(words: list[str], expected: tuple[str,
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ([], "serve: ADDRESS is missing; say where: unix:SOCKET, radio:MHZ"),
+        ([], "serve: ADDRESS is missing; say where: unix:SOCKET, vhost-user:SOCKET, radio:MHZ"),
+        (["unix:x", "--tag", "t"], "option --tag: is for vhost-user:SOCKET; leave it out with unix:SOCKET"),
         (["/run/a.sock"], "/run/a.sock: is no address; did you mean unix:/run/a.sock?"),
         (["radoi:98"], "radoi:98: is no address; did you mean radio:?"),
-        (["tcp:98"], "tcp:98: is no address; it can be unix:SOCKET, radio:MHZ"),
+        (["tcp:98"], "tcp:98: is no address; it can be unix:SOCKET, vhost-user:SOCKET, radio:MHZ"),
         (["unix"], "unix: is no address; did you mean unix:?"),
         (["unix:x", "--frequency", "98"], "serve: there are two addresses; give one of them"),
         (["unix:x", "--power", "0"], "option --power: is for radio:MHZ; leave it out with unix:SOCKET"),

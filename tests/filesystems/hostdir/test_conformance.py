@@ -20,3 +20,15 @@ class TestHostDirectoryConforms(conformance.ReadWrite):
         source = tmp_path / "source"
         source.mkdir()
         return HostDirectory(source)
+
+
+@pytest.mark.needs("root")
+class TestHostDirectoryWithoutOpenConforms(conformance.ReadWrite):
+    """The peer opens files without a request."""
+
+    transports = ("memory", "dev_fuse")
+
+    def make_filesystem(self, tmp_path: Path) -> HostDirectory:
+        source = tmp_path / "source"
+        source.mkdir()
+        return HostDirectory(source, cache="always", no_open=True)

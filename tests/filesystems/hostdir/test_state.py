@@ -93,6 +93,17 @@ def test_numbers_of_a_later_server_are_larger(first: Served, make: Make) -> None
     assert second.open(node) > 1 << EPOCH_SHIFT > fh
 
 
+def test_without_an_epoch_it_counts_on(first: Served, make: Make) -> None:
+    nodes = [first.look(name) for name in ("a", "d")]
+    fh = first.open(nodes[0])
+    pieces = list(first.fs.export_state(False))
+    first.fs.close()
+    second = make()
+    second.fs.import_state(pieces, False)
+    assert second.look("b", nodes[1]) > max(nodes)
+    assert second.open(nodes[0]) > fh
+
+
 def test_numbers_of_the_last_epoch_fit(make: Make) -> None:
     served = make()
     (served.path / "a").write_text("x")

@@ -25,7 +25,10 @@ from transfuse.transports.vhost_user import config
 from transfuse.transports.vhost_user.backend import VhostUserTransport
 from transfuse.transports.vhost_user.device import NEEDS_RESET
 from transfuse.transports.vhost_user.messages import (
+    NOT_AN_FD,
+    U64,
     ConfigAccess,
+    DeviceStateTransfer,
     FrontendRequest,
     MemoryRegion,
     ProtocolFeature,
@@ -33,6 +36,7 @@ from transfuse.transports.vhost_user.messages import (
     VringState,
 )
 from transfuse.transports.vhost_user.socket import MessageSocket, connect
+from transfuse.transports.virtqueue import DirtyLog
 from transfuse.transports.virtqueue.layout import F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED
 from transfuse.wire import flags as f
 from transfuse.wire import structs as w
@@ -185,8 +189,6 @@ def test_the_driver_may_have_no_eventfd_for_answers(serving: Serving) -> None:
 
 def test_an_eventfd_may_be_replaced_while_requests_are_served(serving: Serving) -> None:
     frontend = serving.connect()
-    from transfuse.transports.vhost_user.messages import U64
-
     for _ in range(20):
         frontend.send(FrontendRequest.SET_VRING_CALL, U64(value=1), [frontend.rings[1].call])
         assert frontend.ask(Opcode.GETATTR, w.GetattrIn()).errno == 0
@@ -647,6 +649,101 @@ def test_a_filesystem_that_keeps_no_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="keeps no state"):
         server.start()
     server.close()
+
+
+# -- guests that move -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moves(serve: Serve) -> tuple[Serving, Serving]:
+    """Two machines with the same files."""
+    if not DirtyLog.ATOMIC:
+        pytest.skip("the plain form has no atomic dirty log, so no guest moves")
+    servings = serve(), serve()
+    for serving in servings:
+        serving.file("x", b"data")
+        (serving.folder / "d").mkdir()
+        serving.file("d/y", b"more")
+    return servings
+
+
+def save(frontend: RawFrontend) -> bytes:
+    read, write = os.pipe()
+    transfer = DeviceStateTransfer(direction=0)
+    assert frontend.call(FrontendRequest.SET_DEVICE_STATE_FD, transfer, [write]) == NOT_AN_FD
+    os.close(write)
+    with open(read, "rb") as file:
+        state = file.read()
+    assert frontend.call(FrontendRequest.CHECK_DEVICE_STATE) == 0
+    return state
+
+
+def load(frontend: RawFrontend, state: bytes) -> int:
+    read, write = os.pipe()
+    transfer = DeviceStateTransfer(direction=1)
+    assert frontend.call(FrontendRequest.SET_DEVICE_STATE_FD, transfer, [read]) == NOT_AN_FD
+    os.close(read)
+    with contextlib.suppress(BrokenPipeError), open(write, "wb") as file:
+        file.write(state)
+    failed: int = frontend.call(FrontendRequest.CHECK_DEVICE_STATE)
+    return failed
+
+
+def test_a_guest_goes_on_on_another_machine(moves: tuple[Serving, Serving]) -> None:
+    source, target = moves
+    frontend = source.connect()
+    nodeid = frontend.lookup(b"x").struct(w.EntryOut).nodeid
+    directory = frontend.lookup(b"d").struct(w.EntryOut).nodeid
+    fh = frontend.open(nodeid)
+    bases = [frontend.stop_ring(ring) for ring in frontend.rings]
+    state = save(frontend)
+    frontend.connect_again(target.path)
+    frontend.handshake()
+    assert load(frontend, state) == 0
+    frontend.send(FrontendRequest.SET_FEATURES, U64(value=frontend.features))
+    frontend.add_memory()
+    for ring, base in zip(frontend.rings, bases, strict=True):
+        frontend.start_ring(ring, base)
+    assert frontend.read(nodeid, fh, 10).body == b"data"
+    assert frontend.write(nodeid, fh, b"DATA").struct(w.WriteOut).size == 4
+    assert (target.folder / "x").read_bytes() == b"DATA"
+    assert (source.folder / "x").read_bytes() == b"data"
+    inner = frontend.lookup(b"y", directory).struct(w.EntryOut)
+    assert inner.attr.size == 4
+    assert inner.nodeid not in (nodeid, directory)
+
+
+def test_a_state_that_cannot_be_read_is_no_success_and_a_new_guest_is_served(moves: tuple[Serving, Serving]) -> None:
+    source, target = moves
+    frontend = source.connect()
+    for ring in frontend.rings:
+        frontend.stop_ring(ring)
+    state = save(frontend)
+    for damaged in (b"", state[:-1], state[:30] + b"\xff" + state[31:], b"nonsense" * 1000):
+        other = target.connect(begin=False)
+        assert load(other, damaged) != 0
+        other.sock.close()
+    assert target.connect().lookup(b"x").errno == 0
+
+
+def test_a_guest_whose_move_failed_goes_on_where_it_was(moves: tuple[Serving, Serving]) -> None:
+    source, _ = moves
+    frontend = source.connect(protocol=~ProtocolFeature.INFLIGHT_SHMFD.bit)
+    nodeid = frontend.lookup(b"d").struct(w.EntryOut).nodeid
+    bases = [frontend.stop_ring(ring) for ring in frontend.rings]
+    save(frontend)
+    for ring, base in zip(frontend.rings, bases, strict=True):
+        frontend.start_ring(ring, base)
+    assert frontend.lookup(b"y", nodeid).errno == 0
+
+
+def test_without_a_session_there_is_no_state_to_move(moves: tuple[Serving, Serving]) -> None:
+    frontend = moves[0].connect(begin=False)
+    read, write = os.pipe()
+    assert frontend.call(FrontendRequest.SET_DEVICE_STATE_FD, DeviceStateTransfer(), [write]) == NOT_AN_FD
+    os.close(write)
+    assert frontend.call(FrontendRequest.CHECK_DEVICE_STATE) == 1
+    os.close(read)
 
 
 # -- the transport itself ---------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ KINDS = [
 
 def wait(fd):
     """Sleep until told."""
-    assert select.select([fd], [], [], 20)[0], "never told"
+    assert select.select([fd], [], [], 5)[0], "never told"
     os.eventfd_read(fd)
 
 

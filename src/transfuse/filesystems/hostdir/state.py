@@ -164,6 +164,10 @@ class State(Core):
             else:
                 raise ValueError(f"record of kind {kind}")
         source.end()
+        # Without an epoch of its own this server counts on from where the other one was.
+        last = max((nodeid for nodeid in numbers if nodeid <= MAX_NODEID), default=0)
+        self.nodes._ids = itertools.count(max(next(self.nodes._ids), last + 1))
+        self.fhs = itertools.count(max(next(self.fhs), max(self.opened, default=0) + 1))
 
     def _take_node(self, kind: int, source: _Records, numbers: dict[int, Node], portable: bool) -> None:
         nodeid, nlookup, above, device, identity_size, place_size = source.unpack(_NODE)
