@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "filesystems": {"errors", "fs", "wire.layout"},
     "client": {"errors", "quiet", "wire", "arch", "fs", "session", "transports"},
     "executor": set(),
+    "sandbox": {"errors"},
     "workers": {"transports"},
     "server": {"errors", "wire", "arch", "fs", "session", "transports", "executor", "workers"},
     "trace": {"errors", "wire", "arch", "session"},

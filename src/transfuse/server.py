@@ -330,8 +330,8 @@ def mount(
 ) -> Mount:
     """Mount `filesystem` on `mountpoint` and serve it from threads of this process; returns when it answers.
 
-    `options` are strings as behind -o, or MountOptions. `io_uring`: see IoUring. Raises MountError (an OSError that names the step, the reason
-    and the way out), MountOptionError, or ConnectionError when the kernel did not connect.
+    `options` are strings as behind -o, or MountOptions. `io_uring`: see IoUring. Raises MountError (an OSError that
+    names the step, the reason and the way out), MountOptionError, or ConnectionError when the kernel did not connect.
     """
     parsed = options if isinstance(options, MountOptions) else parse_options(list(options))
     if parsed.rest and parsed is not options:  # whoever parsed them has seen to the rest

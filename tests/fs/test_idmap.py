@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import errno
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from transfuse.filesystems.memory import MemoryFilesystem
 from transfuse.fs.acl import ACCESS_XATTR, MASK, NO_ID, USER, USER_OBJ, decode_acl, encode_acl
-from transfuse.fs.idmap import OVERFLOW_ID, IdMap, IdMapped
+from transfuse.fs.idmap import OVERFLOW_ID, IdMap, IdMapped, Translation
 from transfuse.fs.request import Request
 from transfuse.fs.values import Attr, Entry
 from transfuse.fs.wrap import Wrapper
@@ -168,3 +171,107 @@ def test_an_interruption_reaches_the_filesystem():
 def test_maps_that_make_no_sense_are_refused(ranges):
     with pytest.raises(ValueError):
         IdMap(ranges)
+
+
+# -- virtiofsd's rules --
+
+TOP = 0xFFFF_FFFE
+
+
+@pytest.mark.parametrize(
+    ("rules", "inward", "outward"),
+    [
+        ([], {0: 0, 7: 7, TOP: TOP}, {0: 0, 7: 7}),
+        (["guest:10:20:5"], {9: 9, 10: 20, 14: 24, 15: 15, 20: 20}, {20: 20, 10: 10}),
+        (["host:20:10:5"], {10: 10, 20: 20}, {19: 19, 20: 10, 24: 14, 25: 25}),
+        (["map:10:20:5"], {10: 20, 14: 24, 20: 20}, {20: 10, 24: 14, 10: 10}),
+        (["squash-guest:10:3:5"], {9: 9, 10: 3, 14: 3, 15: 15}, {3: 3}),
+        (["squash-host:10:3:5"], {10: 10}, {9: 9, 10: 3, 14: 3, 15: 15}),
+        (["forbid-guest:10:5"], {9: 9, 10: None, 14: None, 15: 15}, {10: 10}),
+        (["squash-guest:0:1001:4294967295", "host:1001:1000:1"], {0: 1001, 55: 1001, TOP: 1001}, {1001: 1000, 5: 5}),
+        (["map:0:100:10", "forbid-guest:10:1", "guest:11:0:1"], {0: 100, 10: None, 11: 0}, {100: 0, 0: 0}),
+    ],
+)
+def test_each_rule_of_a_translation(rules, inward, outward):
+    ids = Translation(rules)
+    assert {number: ids.to_filesystem(number) for number in inward} == inward
+    assert {number: ids.to_peer(number) for number in outward} == outward
+
+
+@pytest.mark.parametrize(
+    ("rules", "error"),
+    [
+        (["0:1:2"], "0:1:2: '0' is none of guest, host, squash-guest, squash-host, forbid-guest, map"),
+        (["guest:0:1"], "guest:0:1: guest:GUEST:HOST:COUNT belongs there, in numbers"),
+        (["forbid-guest:0:1:2"], "forbid-guest:GUEST:COUNT belongs there"),
+        (["host:-1:1:1"], "host:HOST:GUEST:COUNT belongs there"),
+        (["map:0:0:0"], "0 ids from 0 are not within"),
+        (["map:4294967295:0:1"], "1 ids from 4294967295 are not within 0 to 4294967294"),
+        (["guest:0:4294967290:100"], "ids from 4294967290 are not within"),
+        (["guest:0:5:10", "forbid-guest:9:1"], "ids 0 to 9 and 9 to 9 overlap"),
+        (["map:0:5:10", "host:14:100:1"], "ids 5 to 14 and 14 to 14 overlap"),
+        (["guest:0:0:1"] * 341, "more than 340 rules"),
+    ],
+)
+def test_what_is_no_translation_is_refused(rules, error):
+    with pytest.raises(ValueError, match=re.escape(error)):
+        Translation(rules)
+
+
+def test_the_directions_of_a_translation_may_overlap():
+    ids = Translation(["guest:0:5:10", "host:5:0:1", "host:0:77:5"])
+    assert (ids.to_filesystem(0), ids.to_peer(5), ids.to_peer(4)) == (5, 0, 81)
+
+
+KINDS = st.sampled_from(["guest", "host", "squash-guest", "squash-host", "map"])
+
+
+@given(st.lists(st.tuples(KINDS, st.integers(0, 20), st.integers(0, 20), st.integers(1, 6)), max_size=4))
+def test_a_translation_is_its_table(rules):
+    """Against one dict per direction, filled id by id."""
+    tables: dict[str, dict[int, int]] = {"guest": {}, "host": {}}
+    overlap = False
+    for kind, first, second, count in rules:
+        ways = [("guest", first, second), ("host", second, first)] if kind == "map" else [(kind, first, second)]
+        for way, start, target in ways:
+            table = tables[way.removeprefix("squash-")]
+            for at in range(count):
+                overlap |= start + at in table
+                table[start + at] = target if way.startswith("squash") else target + at
+    texts = [f"{kind}:{first}:{second}:{count}" for kind, first, second, count in rules]
+    if overlap:
+        with pytest.raises(ValueError, match="overlap"):
+            Translation(texts)
+        return
+    ids = Translation(texts)
+    for number in range(40):
+        assert ids.to_filesystem(number) == tables["guest"].get(number, number)
+        assert ids.to_peer(number) == tables["host"].get(number, number)
+
+
+def test_squashed_callers_make_files_of_one_owner_who_shows_as_another(fs):
+    ids = Translation(["squash-guest:0:1001:4294967295", "host:1001:1000:1"])
+    seen = DirectVolume(IdMapped(fs, ids))
+    with seen.identity(5, 6, (7,)):
+        seen.write_bytes("/f", b"")
+    assert (DirectVolume(fs).stat("/f").uid, DirectVolume(fs).stat("/f").gid) == (1001, 1001)
+    assert (seen.stat("/f").uid, seen.stat("/f").gid) == (1000, 1000)
+
+
+def test_users_and_groups_are_translated_by_themselves(fs):
+    seen = DirectVolume(IdMapped(fs, Translation(["map:1:11:1"]), Translation(["map:1:21:1"])))
+    with seen.identity(1, 1):
+        seen.write_bytes("/f", b"")
+    assert (DirectVolume(fs).stat("/f").uid, DirectVolume(fs).stat("/f").gid) == (11, 21)
+    assert (seen.stat("/f").uid, seen.stat("/f").gid) == (1, 1)
+
+
+def test_a_forbidden_id_neither_makes_nor_gets_anything(fs):
+    seen = DirectVolume(IdMapped(fs, Translation(["forbid-guest:500:10"]), Translation([])))
+    seen.write_bytes("/f", b"")
+    with pytest.raises(PermissionError), seen.identity(505, 0):
+        seen.write_bytes("/g", b"")
+    with pytest.raises(PermissionError):
+        seen.chown("/f", 509, -1)
+    seen.chown("/f", 510, 505)
+    assert (seen.stat("/f").uid, seen.stat("/f").gid) == (510, 505)

@@ -37,7 +37,7 @@ def mapped(text: str, name: bytes) -> bytes | int:
 
 
 class TestXattrMappedConforms(conformance.ReadWrite):
-    transports = ("direct", "memory")
+    transports = ("direct",)
 
     def make_filesystem(self, tmp_path):
         return map_xattrs(MemoryFilesystem(size_bytes=64 << 20), XattrMap.parse(":map::user.virtiofs.:"))

@@ -183,7 +183,9 @@ class TestRequests:
             read_file(place / "broken")
         assert caught.value.errno == errno.EBADF
 
-    @pytest.mark.parametrize("answer", [bytes(16 + (1 << 20) + 1), b"short", [bytes(16), bytes(1 << 21)], [b"short"], []])
+    @pytest.mark.parametrize(
+        "answer", [bytes(16 + (1 << 20) + 1), b"short", [bytes(16), bytes(1 << 21)], [b"short"], []]
+    )
     def test_an_answer_that_does_not_fit_is_an_io_error(self, place, answer, monkeypatch, caplog):
         """The session makes none; what it makes goes to memory that the kernel reads."""
         handle = ServerSession.handle
@@ -281,10 +283,9 @@ class TestHeldUp:
         """Waiting for a lock takes a thread each; without stand-ins UNLOCK would wait behind them for ever."""
         with mount(MemoryFilesystem(), place, io_uring="yes", workers=2) as mounted:
             (place / "file").touch()
-            before = len(queue_threads(mounted))
+            before, waiting = len(queue_threads(mounted)), uring.THREADS_PER_QUEUE + 4
+            holder = os.open(place / "file", os.O_RDWR)
             for _ in range(2):
-                holder = os.open(place / "file", os.O_RDWR)
-                waiting = uring.THREADS_PER_QUEUE + 4
                 here(0, lambda: fcntl.flock(holder, fcntl.LOCK_EX))
                 waiters = [there(0, lambda: take_and_give(place / "file")) for _ in range(waiting)]
                 eventually(lambda: len(mounted.server.session.inflight) == waiting)
@@ -293,7 +294,7 @@ class TestHeldUp:
                 for thread, result in waiters:
                     thread.join(20)
                     assert result == ["had it"]
-                os.close(holder)
+            os.close(holder)
             # The second time round those of the first stand in.
             assert before < len(queue_threads(mounted)) <= before + waiting
 

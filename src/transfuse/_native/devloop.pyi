@@ -13,4 +13,5 @@ def serve(
     handle: Handler,
     undelivered: Undelivered,
     worker: Worker,
+    looks: bool,
 ) -> None: ...

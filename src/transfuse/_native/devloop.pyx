@@ -1,16 +1,18 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """The loop of one /dev/fuse worker in C: read a request, call the session, write what it answers.
 
-The plain form is transports.base.serve_channel over DevFuseChannel.receive and send; this one does the same without
-building argument tuples and memoryviews around each system call, and keeps the interpreter lock over the write of a
+The plain form is transports.base.serve_channel over DevFuseChannel.receive and send (and transports.spin, which says
+when it looks for the next request instead of sleeping); this one does the same without building argument tuples and memoryviews around each system call, and keeps the interpreter lock over the write of a
 small reply: such a write never sleeps, and giving the lock away for a microsecond makes workers trade it back and forth.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EBADF, ECONNABORTED, EINTR, EINVAL, ENODEV, ENOENT, ENOTCONN, errno
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
+from posix.fcntl cimport F_SETFL, O_NONBLOCK, fcntl
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.types cimport off_t
 from posix.unistd cimport read, write
 
@@ -18,7 +20,11 @@ import logging
 import os
 
 from transfuse.errors import RemoteProtocolError
+from transfuse.transports import spin
 from transfuse.wire.encode import RangeReply
+
+cdef extern from "sched.h" nogil:
+    int sched_yield()
 
 cdef extern from "unistd.h" nogil:
     ssize_t pread(int fd, void *buf, size_t count, off_t offset)
@@ -28,6 +34,59 @@ log = logging.getLogger("transfuse.transports")
 cdef enum:
     SMALL_REPLY = 4096
     HEADER = 16
+
+
+cdef int64_t SPIN_NS = spin.SPIN_NS, GAP_NS = spin.GAP_NS
+cdef int64_t LOST_NS = spin.LOST_NS, WINDOW_NS = spin.WINDOW_NS, BUSY_NS = spin.BUSY_NS
+cdef int QUICK = spin.QUICK
+
+
+cdef struct Spin:
+    int quick
+    bint looking
+    int64_t busy_until, lost, window
+
+
+cdef inline int64_t _now() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t> now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline void _look(int fd, Spin *state, bint on) noexcept nogil:
+    if on != state.looking:
+        state.looking = on
+        fcntl(fd, F_SETFL, O_NONBLOCK if on else 0)
+
+
+cdef ssize_t _read(int fd, void *base, size_t room, Spin *state) noexcept nogil:
+    """transports.spin.Spin.read."""
+    cdef int64_t began = _now(), before = began, now
+    cdef ssize_t count
+    if state.quick < QUICK or began < state.busy_until:
+        _look(fd, state, False)
+        count = read(fd, base, room)
+        state.quick = state.quick + 1 if _now() - began < SPIN_NS else 0
+        return count
+    _look(fd, state, True)
+    while True:
+        count = read(fd, base, room)
+        if count >= 0 or errno != EAGAIN:
+            return count
+        sched_yield()
+        now = _now()
+        if now - before > GAP_NS:
+            if now - state.window > WINDOW_NS:
+                state.window = now
+                state.lost = 0
+            state.lost += now - before
+            if state.lost > LOST_NS:
+                state.busy_until = now + BUSY_NS
+        before = now
+        if now - began > SPIN_NS or now < state.busy_until:
+            state.quick = 0
+            _look(fd, state, False)
+            return read(fd, base, room)
 
 
 cdef inline bint _gone(int number) noexcept:
@@ -83,11 +142,12 @@ cdef int _send_range(int fd, object message, char *area, size_t page, size_t roo
     return _written(count, number)
 
 
-def serve(channel, int fd, area, size_t start, size_t room, reply_area, size_t page, handle, undelivered, worker):
+def serve(channel, int fd, area, size_t start, size_t room, reply_area, size_t page, handle, undelivered, worker,
+          bint looks):
     """Carry requests from `fd` until it is unmounted.
 
     Requests are read to area[start:start + room]; the data of range replies to reply_area behind its first `page` bytes.
-    `worker` is a transports.base.Worker.
+    `worker` is a transports.base.Worker. `looks`: it may look for requests before it sleeps.
     """
     cdef Py_buffer request_view, reply_view
     cdef uint64_t[::1] counters = worker.counters
@@ -97,6 +157,9 @@ def serve(channel, int fd, area, size_t start, size_t room, reply_area, size_t p
     cdef size_t reply_room
     cdef ssize_t count
     cdef int number, lost
+    cdef Spin state
+    state.quick = state.looking = 0
+    state.busy_until = state.lost = state.window = 0
     PyObject_GetBuffer(area, &request_view, PyBUF_SIMPLE | PyBUF_WRITABLE)
     try:
         PyObject_GetBuffer(reply_area, &reply_view, PyBUF_SIMPLE | PyBUF_WRITABLE)
@@ -108,7 +171,7 @@ def serve(channel, int fd, area, size_t start, size_t room, reply_area, size_t p
                 raise ValueError("the request area is too small")
             while True:
                 with nogil:
-                    count = read(fd, base, room)
+                    count = _read(fd, base, room, &state) if looks else read(fd, base, room)
                     number = errno
                 if count < 0:
                     if _gone(number):

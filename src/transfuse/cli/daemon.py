@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TypeVar
 
 from transfuse.cli.errors import INTERRUPTED, SYSTEM_ERROR, CommandError, describe, report
+from transfuse.sandbox.supervise import Outside
 
 __all__ = ["Ready", "StopSignals", "in_background", "notify_service_manager", "run_service", "set_up_logging"]
 
@@ -36,10 +37,16 @@ class Ready:
 
     def __init__(self, pipe_fd: int | None = None) -> None:
         self._pipe_fd = pipe_fd
+        self.outside: Outside | None = None
+        """The way to the process that does outside what a contained one can't."""
 
     def announce(self, line: str, environment: Mapping[str, str]) -> None:
         """Say it, once."""
-        notify_service_manager(f"READY=1\nSTATUS={line}", environment)
+        said = f"READY=1\nSTATUS={line}"
+        if self.outside is None:
+            notify_service_manager(said, environment)
+        else:
+            self.outside.notify(said)
         if self._pipe_fd is None:
             print(line, flush=True)
             return
@@ -49,6 +56,8 @@ class Ready:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
+        if self.outside is not None:
+            self.outside.detach()
         os.write(self._pipe_fd, _READY)
         os.close(self._pipe_fd)
         self._pipe_fd = None

@@ -1,7 +1,7 @@
 """What Python needs to read while it serves: lazy imports, the lines of a traceback, shared libraries.
 
-Only what holds code: the standard library, site-packages, this package, and the directories of libraries. Other entries
-of sys.path (the current directory, for one) may hold anything and are left out; a class of one's own says what it needs.
+Only what holds code: the standard library, site-packages, this package, and the directories of libraries. Other
+entries of sys.path (the current directory, for one) may hold anything and are left out.
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ from transfuse.sandbox.linux import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_A
 __all__ = ["NAMES", "Bind", "begin", "enter", "refusal"]
 
 NAMES = ("mount", "pid", "net", "ipc", "uts", "cgroup")
-INNER = (
-    linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
-)
+INNER = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS | linux.CLONE_NEWCGROUP
 NULL = "/dev/null"
 PROC = "/proc"
 MAX_REASON = 4096
@@ -74,7 +72,8 @@ def enter(binds: Iterable[Bind]) -> None:
     binds = [*binds, Bind(NULL, read_only=False, device=True)]
     links, trees = _links(binds), _clone(binds)
     try:
-        root = linux.new_filesystem(b"tmpfs", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, (b"mode", b"755"))
+        nothing_special = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+        root = linux.new_filesystem(b"tmpfs", nothing_special, (b"mode", b"755"))
         try:
             _attach(root, "/", os.open("/", os.O_PATH | os.O_CLOEXEC))
             for place, target in links:

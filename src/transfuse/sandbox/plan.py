@@ -136,13 +136,13 @@ def contain(
     prepare: Callable[[Callable[[str], str]], T],
     *,
     notify: Callable[[str], object] = lambda text: None,
-    settle: Callable[[], None] = lambda: None,
 ) -> Contained[T]:
     """Contain this process. With namespaces and Landlock it returns in a child; the caller becomes the supervisor.
 
     `prepare` opens the sources; it is given a function from a source's path to where it is now, and must not start a
-    thread. `notify` passes a text to the service manager and `settle` lets go of what only the server needs; both are
-    called in the supervisor. ContainmentError: see there; whatever `prepare` raises passes.
+    thread; a directory that is open before stands in the way of namespaces (transfuse.filesystems.hostdir opens one
+    when it is imported: do that here, too). `notify` is called in the supervisor and passes a text to the service
+    manager. ContainmentError: see there; whatever `prepare` raises passes.
     """
     assert wanted.sandbox in SANDBOXES
     binds = _binds(wanted)
@@ -154,7 +154,7 @@ def contain(
     outside = None
     begin = namespaces.begin if sandbox == "namespace" else _nothing
     if sandbox != "none":
-        outside = supervise.fork(begin, wanted.sockets, notify, settle)
+        outside = supervise.fork(begin, wanted.sockets, notify)
     if not wanted.keep_capabilities:
         _drop_groups()
     if sandbox == "namespace":
@@ -307,7 +307,8 @@ def _binds(wanted: Containment) -> list[namespaces.Bind]:
 
 
 def _openings(wanted: Containment) -> list[landlock.Opening]:
-    openings = [landlock.Opening(path, landlock.READ) for path in (*interpreter.paths(), *wanted.readable, "/proc/self")]
+    readable = (*interpreter.paths(), *wanted.readable, "/proc/self")
+    openings = [landlock.Opening(path, landlock.READ) for path in readable]
     openings.append(landlock.Opening("/dev/null", landlock.READ | landlock.WRITE))
     for source in wanted.sources:
         openings.append(landlock.Opening(source.path, landlock.READ if source.read_only else landlock.WRITE))

@@ -20,7 +20,7 @@ from types import FrameType
 
 from transfuse.sandbox import linux
 
-__all__ = ["FORWARDED", "Outside", "fork"]
+__all__ = ["FORWARDED", "Outside", "SocketFiles", "fork"]
 
 log = logging.getLogger("transfuse.sandbox")
 
@@ -29,6 +29,20 @@ MAX_WORD = 4096
 """Bytes of one message of the child."""
 NOTIFY, DETACH = b"N", b"D"
 READY = b"READY=1\n"
+
+
+class SocketFiles:
+    """Files of sockets, as they are now: only those are removed, and not what has taken their place since."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._made = {path: identity for path in paths if (identity := _identity(path)) is not None}
+
+    def remove(self) -> None:
+        """Remove those that are still there. Idempotent."""
+        made, self._made = self._made, {}
+        for path, identity in made.items():
+            if _identity(path) == identity:
+                os.unlink(path)
 
 
 class Outside:
@@ -46,16 +60,14 @@ class Outside:
         self._sock.send(DETACH)
 
 
-def fork(
-    begin: Callable[[], None], remove: Sequence[str], notify: Callable[[str], object], settle: Callable[[], None]
-) -> Outside:
+def fork(begin: Callable[[], None], remove: Sequence[str], notify: Callable[[str], object]) -> Outside:
     """Return in a new child; the caller becomes its supervisor, and ends when it ends, with its exit code.
 
-    `begin` is called before the fork and `settle` after it in the supervisor; `notify` there with each text for the
-    service manager; the sockets `remove` are removed in the end. OSError only from `begin` and from the fork.
+    `begin` is called before the fork, and `notify` in the supervisor with each text for the service manager; the
+    sockets `remove` are removed in the end. OSError only from `begin` and from the fork.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    made = {path: identity for path in remove if (identity := _identity(path)) is not None}
+    sockets = SocketFiles(remove)
     here = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     try:
@@ -87,12 +99,9 @@ def fork(
         for number in FORWARDED:
             signal.signal(number, forward)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        settle()
         _listen(ours, notify)
         code = _exit_code(os.waitpid(child, 0)[1])
-        for path, identity in made.items():
-            if _identity(path) == identity:
-                os.unlink(path)
+        sockets.remove()
     except Exception:  # whatever it is, it must not go on as if it were the server
         log.exception("the supervisor failed")
     finally:

@@ -21,6 +21,7 @@ import struct
 import threading
 
 from transfuse.transports.base import Channel, Handler, Received, Undelivered, Worker, serve_channel
+from transfuse.transports.spin import Spin
 from transfuse.wire import flags as f
 from transfuse.wire.encode import Message, RangeReply
 from transfuse.wire.layout import Buffer
@@ -70,6 +71,8 @@ class DevFuseChannel:
             self._poll = select.poll()
             self._poll.register(fd, select.POLLIN)
             self._poll.register(wake_fd, select.POLLIN)
+        # One reader looks; those that help it while it is held up sleep.
+        self._spin = None if owned or wake_fd is not None else Spin(fd)
         self._reply_area: mmap.mmap | None = None
         self._thread = 0
 
@@ -82,7 +85,7 @@ class DevFuseChannel:
                 if any(fd == self._wake_fd for fd, _ in ready):
                     return None
             try:
-                count = os.readv(self.fd, (self._room,))
+                count = self._spin.read((self._room,)) if self._spin else os.readv(self.fd, (self._room,))
             except OSError as error:
                 if error.errno in _GONE:
                     return None
@@ -136,7 +139,10 @@ class DevFuseChannel:
             return
         self._thread = threading.get_ident()
         reply_area = self._reply_area = mmap.mmap(-1, PAGE + MAX_WRITE)
-        _devloop.serve(self, self.fd, self._area, _START, _ROOM, reply_area, PAGE, handle, undelivered, worker)
+        _devloop.serve(
+            self, self.fd, self._area, _START, _ROOM, reply_area, PAGE,
+            handle, undelivered, worker, self._spin is not None,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Close a clone; the connection's own fd is the transport's. A reply that comes later still goes nowhere,

@@ -352,11 +352,16 @@ class StreamListener:
         self._servers: list[Served] = []
         self._lock = threading.Lock()
         self._closing = False
+        self._leave = False
         self._complaints = QuietLog(log, "refused connections", time.monotonic)
         self._woken = threading.Event()
         self._listening = _listen(self.path)
         self._made = _identity(self.path)
         self._thread = threading.Thread(target=self._accept, name="transfuse-listener", daemon=True)
+
+    def leave_file(self) -> None:
+        """Somebody else removes the socket's file: this process may not."""
+        self._leave = True
 
     def start(self) -> Self:
         """Begin to accept, on a thread of its own."""
@@ -424,7 +429,7 @@ class StreamListener:
         if self._thread.is_alive():
             self._thread.join(10)
         self._listening.close()
-        if _identity(self.path) == self._made:
+        if not self._leave and _identity(self.path) == self._made:
             os.unlink(self.path)
         # All at a time: each may have to wait for a filesystem that is at work.
         closing = [threading.Thread(target=server.close) for server in servers]

@@ -12,8 +12,10 @@ import argparse
 from transfuse.cli.daemon import Ready, run_service
 from transfuse.cli.errors import FAILED
 from transfuse.cli.options import add_flags, read_settings, refuse_mount_options
+from transfuse.cli.serve import contain, layers
+from transfuse.cli.serve.contain import Inside, read_flags
 from transfuse.cli.serve.kinds import KINDS, Service, add_kinds, choose
-from transfuse.cli.sources import AnyFilesystem, make_filesystem, parse_source
+from transfuse.cli.sources import AnyFilesystem, Source, make_filesystem, parse_source
 
 __all__ = ["add", "run"]
 
@@ -48,6 +50,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("address", metavar="ADDRESS", nargs="?", help=f"where: {forms}")
     parser.add_argument("-b", "--background", action="store_true", help="go to the background once it can be used")
     add_flags(parser, mount=False)
+    layers.add_flags(parser)
+    contain.add_flags(parser)
     add_kinds(parser)
     parser.set_defaults(run=run, failed=FAILED)
 
@@ -60,18 +64,17 @@ def run(args: argparse.Namespace) -> int:
     kind, rest = choose(args)
     service = Service(source, kind.check(rest, args, settings), args, settings)
 
-    def make() -> AnyFilesystem:
-        filesystem = make_filesystem(source, settings)
-        if settings.mount.read_only:
-            from transfuse.fs.wrap import ReadOnly
+    wanted = read_flags(args, source, read_only=settings.mount.read_only)
 
-            return ReadOnly(filesystem)
-        return filesystem
+    around = layers.read_layers(args, read_only=settings.mount.read_only)
 
-    def serve(filesystem: AnyFilesystem, ready: Ready) -> int:
-        return kind.serve(filesystem, service, ready)
+    def make(source: Source) -> AnyFilesystem:
+        return around.around(make_filesystem(source, settings))
+
+    def serve(inside: Inside, ready: Ready) -> int:
+        return kind.serve(inside, service, ready)
 
     return run_service(
-        make, serve, background=args.background, debug=bool(settings.get("debug")),
+        lambda: Inside(source, wanted, make), serve, background=args.background, debug=bool(settings.get("debug")),
         log_file=settings.get("log_file"), failed=FAILED,
     )  # fmt: skip

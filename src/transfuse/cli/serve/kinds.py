@@ -16,7 +16,8 @@ from transfuse.cli.daemon import Ready
 from transfuse.cli.errors import USAGE, CommandError
 from transfuse.cli.options import Settings
 from transfuse.cli.serve import unix, vhost_user
-from transfuse.cli.sources import AnyFilesystem, Source
+from transfuse.cli.serve.contain import Inside
+from transfuse.cli.sources import Source
 
 __all__ = ["KINDS", "AddressKind", "Service", "add_kinds", "choose"]
 
@@ -54,8 +55,9 @@ class AddressKind(Protocol):
         """`rest` in the form in which it is still right from another directory. CommandError for what can't be."""
         ...
 
-    def serve(self, filesystem: AnyFilesystem, service: Service, ready: Ready) -> int:
-        """Announce when it can be used, serve until a signal comes, leave nothing behind; the exit code."""
+    def serve(self, inside: Inside, service: Service, ready: Ready) -> int:
+        """Make the sockets, enter the containment, announce when it can be used, serve until a signal comes, leave
+        nothing behind; the exit code."""
         ...
 
 

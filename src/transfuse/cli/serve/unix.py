@@ -16,9 +16,9 @@ from transfuse.cli.errors import OK, USAGE, CommandError
 from transfuse.cli.mount import environment, form, tracer
 from transfuse.cli.options import Settings
 from transfuse.cli.output import plural
-from transfuse.cli.sources import AnyFilesystem
 
 if TYPE_CHECKING:
+    from transfuse.cli.serve.contain import Inside
     from transfuse.cli.serve.kinds import Service
 
 __all__ = ["FORM", "PEERS", "SCHEME", "add_flags", "check", "implied", "serve"]
@@ -67,17 +67,16 @@ def check(rest: str, args: argparse.Namespace, settings: Settings) -> str:
     return path
 
 
-def serve(filesystem: AnyFilesystem, service: Service, ready: Ready) -> int:
-    """Listen, announce, and serve until a signal comes."""
+def serve(inside: Inside, service: Service, ready: Ready) -> int:
+    """Listen, enter the containment, announce, and serve until a signal comes."""
     from transfuse.executor import ThreadedExecutor
     from transfuse.fs.shared import Shared
     from transfuse.server import DEFAULT_WORKERS, Server
     from transfuse.session.server import check_filesystem
     from transfuse.transports.stream import MAX_CLIENTS, StreamListener, StreamTransport
 
-    executor = ThreadedExecutor()
-    shared = Shared(filesystem, executor.run_coroutine)
-    check_filesystem(shared.inner)
+    executor: ThreadedExecutor
+    shared: Shared
     workers, trace = service.settings.get("workers", DEFAULT_WORKERS), tracer(service.settings)
     most = service.args.max_clients or MAX_CLIENTS
 
@@ -91,13 +90,21 @@ def serve(filesystem: AnyFilesystem, service: Service, ready: Ready) -> int:
             why = error.strerror or str(error)
             raise CommandError(f"unix:{service.place}", why, "name a path where a socket can be made") from error
         try:
+            filesystem = inside.enter(ready, [service.place])
+            if inside.supervised:
+                listener.leave_file()
+            executor = ThreadedExecutor()
+            shared = Shared(filesystem, executor.run_coroutine)
+            check_filesystem(shared.inner)
+        except BaseException:
+            listener.close()
+            raise
+        try:
             with listener:
                 if not signals.number:
                     clients = plural(most, "client")
-                    ready.announce(
-                        f"{service.source.text} served on unix:{service.place} (up to {clients}, {form()})",
-                        environment(),
-                    )
+                    served = f"{service.source.text} served on unix:{service.place}"
+                    ready.announce(f"{served} (up to {clients}, {form()}; {inside.line})", environment())
                 signals.wait(listener.wait)
         finally:
             shared.wait_empty(SETTLE_S)

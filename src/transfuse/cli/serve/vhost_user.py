@@ -22,10 +22,10 @@ from transfuse.cli.errors import OK, USAGE, CommandError
 from transfuse.cli.mount import environment, form, tracer
 from transfuse.cli.options import Settings
 from transfuse.cli.output import plural
-from transfuse.cli.sources import AnyFilesystem
 from transfuse.transports.vhost_user.config import MAX_QUEUES, check_tag
 
 if TYPE_CHECKING:
+    from transfuse.cli.serve.contain import Inside
     from transfuse.cli.serve.kinds import Service
     from transfuse.transports.vhost_user.backend import VhostUserTransport
 
@@ -143,33 +143,43 @@ def _check_socket(fd: int) -> None:
         raise CommandError(f"--fd {fd}", why, "pass on an open Unix socket of type SOCK_STREAM", USAGE) from error
 
 
-def make_transport(service: Service) -> VhostUserTransport:
-    """The device, listening. CommandError if the socket or the state file cannot be had."""
-    from transfuse.transports.vhost_user.backend import VhostUserTransport
+def make_socket(service: Service) -> socket.socket:
+    """The socket, listening unless it was inherited connected. CommandError if it cannot be had."""
+    from transfuse.transports.vhost_user.socket import listen
 
     args = service.args
-    inherited = service.place.startswith(INHERITED)
-    where = socket.socket(fileno=args.fd) if inherited else service.place
-    workers = service.settings.get("workers")
+    if service.place.startswith(INHERITED):
+        return socket.socket(fileno=args.fd)
     try:
-        transport = VhostUserTransport(
-            where, tag=args.tag or "", queues=args.queues or 1, window=args.dax or 0, once=bool(args.once),
-            state_path=args.state_file, **({} if workers is None else {"workers": workers}),
-        )  # fmt: skip
+        sock = listen(service.place)
     except OSError as error:
-        if error.filename in (None, service.place):
-            why = error.strerror or str(error)
-            raise CommandError(f"vhost-user:{service.place}", why, "name a path where a socket can be made") from error
-        raise _state_error(args, error) from error
+        why = error.strerror or str(error)
+        raise CommandError(f"vhost-user:{service.place}", why, "name a path where a socket can be made") from error
     if args.socket_group:
         try:
             os.chown(service.place, -1, _group(args.socket_group))
             os.chmod(service.place, 0o660)  # not before: it was another group's
         except OSError as error:
-            transport.close()
+            sock.close()
+            os.unlink(service.place)
             why = error.strerror or str(error)
             raise CommandError(f"--socket-group {args.socket_group}", why, "be a member of it, or root") from error
-    return transport
+    return sock
+
+
+def make_transport(sock: socket.socket, service: Service, state_path: str | None) -> VhostUserTransport:
+    """The device. CommandError if the state file cannot be had."""
+    from transfuse.transports.vhost_user.backend import VhostUserTransport
+
+    args = service.args
+    workers = service.settings.get("workers")
+    try:
+        return VhostUserTransport(
+            sock, tag=args.tag or "", queues=args.queues or 1, window=args.dax or 0, once=bool(args.once),
+            state_path=state_path, **({} if workers is None else {"workers": workers}),
+        )  # fmt: skip
+    except OSError as error:
+        raise _state_error(args, error) from error
 
 
 def _state_error(args: argparse.Namespace, error: OSError) -> CommandError:
@@ -177,35 +187,48 @@ def _state_error(args: argparse.Namespace, error: OSError) -> CommandError:
     return CommandError(f"--state-file {args.state_file}", why, "name a file for this server alone")
 
 
-def serve(filesystem: AnyFilesystem, service: Service, ready: Ready) -> int:
-    """Listen, announce, and serve one machine after the other until a signal comes."""
+def serve(inside: Inside, service: Service, ready: Ready) -> int:
+    """Listen, enter the containment, announce, and serve one machine after the other until a signal comes."""
+    with StopSignals().caught() as signals, make_socket(service) as sock:
+        sockets = [] if service.place.startswith(INHERITED) else [service.place]
+        try:
+            return _serve(inside, service, ready, signals, sock, sockets)
+        finally:
+            inside.leave()
+
+
+def _serve(
+    inside: Inside, service: Service, ready: Ready, signals: StopSignals, sock: socket.socket, sockets: list[str]
+) -> int:
     from transfuse.server import Server
 
     args = service.args
-    with StopSignals().caught() as signals:
-        transport = make_transport(service)
-        server = Server(filesystem, transport, trace=tracer(service.settings))
+    folder, name = os.path.split(args.state_file or "")
+    filesystem = inside.enter(ready, sockets, folder or None)
+    state_path = os.path.join(inside.where(folder), name) if folder else None
+    transport = make_transport(sock, service, state_path)
+    server = Server(filesystem, transport, trace=tracer(service.settings))
+    try:
+        if args.state_file and not server.filesystem.keeps_state:
+            raise CommandError(
+                "option --state-file", f"{service.source.text} keeps no state", "only directories do", USAGE
+            )
         try:
-            if args.state_file and not server.filesystem.keeps_state:
-                raise CommandError(
-                    "option --state-file", f"{service.source.text} keeps no state", "only directories do", USAGE
-                )
-            try:
-                server.start()
-            except OSError as error:
-                raise _state_error(args, error) from error
-            if not signals.number:
-                ready.announce(_announcement(service), environment())
-            signals.wait(server.wait)
-        finally:
-            server.close()
+            server.start()
+        except OSError as error:
+            raise _state_error(args, error) from error
+        if not signals.number:
+            ready.announce(_announcement(service, inside.line), environment())
+        signals.wait(server.wait)
+    finally:
+        server.close()
     return OK
 
 
-def _announcement(service: Service) -> str:
+def _announcement(service: Service, contained: str) -> str:
     args = service.args
     place = f"socket {args.fd}" if service.place.startswith(INHERITED) else service.place
     tag = f"tag {args.tag}, " if args.tag else ""
     window = f"DAX window {args.dax >> 20} MiB, " if args.dax else ""
     queues = plural(args.queues or 1, "queue")
-    return f"{service.source.text} served on vhost-user:{place} ({tag}{queues}, {window}{form()})"
+    return f"{service.source.text} served on vhost-user:{place} ({tag}{queues}, {window}{form()}; {contained})"

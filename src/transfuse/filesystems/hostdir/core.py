@@ -40,7 +40,11 @@ REGULAR = 8
 """S_IFREG >> 12."""
 DIRECTORY = 4
 DOTS = (b".", b"..")
+STATX_ATTR_MOUNT_ROOT = 0x2000
+"""Something is mounted there (Linux 5.8)."""
+FUSE_ATTR_SUBMOUNT = 1
 CACHE_MODES = ("never", "auto", "always")
+HANDLE_MODES = ("never", "prefer", "mandatory")
 AUTO_TIMEOUT_S = 1.0
 ALWAYS_TIMEOUT_S = 86400.0
 MAX_OPEN = 1 << 20
@@ -69,6 +73,14 @@ class Core(Filesystem):
     `posix_locks`: off means that the peer's kernel goes without, or (locks) minds them alone. `max_held`: bound on
     O_PATH fds held for known inodes, by default a quarter of RLIMIT_NOFILE and at most 1000.
 
+    `submounts`: the peer is told what is mounted in the source, shows a device number of its own for each and syncs each
+    (only virtio-fs peers do). `file_handles`: how known inodes are found again that have no fd: by handles where they
+    work ("prefer"), in no case, or else not at all ("mandatory": OSError where they do not). `noatime`: O_NOATIME of the
+    peer's reaches the host, where the server may. `o_direct`: so does O_DIRECT, for wires that move data straight
+    between the peer's memory and the file. `direct_mmap`: files with direct_io can be mapped shared. `killpriv`: the
+    host clears setuid and setgid bits; off: the peer's kernel does, with a request before each write. `readdirplus`:
+    listings with attributes always or never; None: as the peer likes.
+
     Run as root, files are made as the calling user; otherwise everything happens as the server's user. Permissions are
     checked by the peer's kernel: mount with default_permissions. OSError if `source` is not a directory.
     """
@@ -90,14 +102,26 @@ class Core(Filesystem):
         flock: bool = True,
         posix_locks: bool | None = None,
         max_held: int | None = None,
+        submounts: bool = False,
+        file_handles: str = "prefer",
+        noatime: bool = True,
+        o_direct: bool = False,
+        direct_mmap: bool = True,
+        killpriv: bool = True,
+        readdirplus: bool | None = None,
     ) -> None:
         if cache not in CACHE_MODES:
             raise ValueError(f"cache={cache!r} is none of {', '.join(CACHE_MODES)}")
+        if file_handles not in HANDLE_MODES:
+            raise ValueError(f"file_handles={file_handles!r} is none of {', '.join(HANDLE_MODES)}")
         if no_open and (cache != "always" or direct_io or posix_locks):
             raise ValueError("no_open needs cache=always, and goes with neither direct_io nor posix_locks")
         self.cache = cache
         self.writeback = writeback
         self.direct_io = direct_io or (cache == "never" and not writeback)
+        self.submounts = submounts
+        self.dropped_flags = 0 if noatime else os.O_NOATIME
+        self.added_flags = os.O_DIRECT if o_direct else 0
         self.offer_backing = passthrough and not writeback and not direct_io and not no_open
         self.posix_locks = posix_locks if posix_locks is not None else cache != "always"
         timeout = {"never": 0.0, "auto": AUTO_TIMEOUT_S, "always": ALWAYS_TIMEOUT_S}[cache]
@@ -114,8 +138,10 @@ class Core(Filesystem):
             auto_inval_data=cache != "always",
             explicit_inval_data=cache == "always",
             cache_symlinks=cache == "always",
-            handle_killpriv_v2=True,
-            direct_io_allow_mmap=self.direct_io,
+            handle_killpriv_v2=killpriv,
+            direct_io_allow_mmap=self.direct_io and direct_mmap,
+            readdirplus=readdirplus,
+            submounts=submounts,
             no_open=no_open,
             atomic_o_trunc=not no_open,
             io_uring=True,
@@ -145,7 +171,9 @@ class Core(Filesystem):
         held = HeldFd(root)
         self.probe = syscalls.make_probe(os.fstat(root).st_dev)
         self.steps = make_steps(self.probe, direct=view is not None or os.geteuid() != 0)
-        handles = _handles_work(root)
+        handles = file_handles != "never" and _handles_work(root)
+        if file_handles == "mandatory" and not handles:
+            raise OSError(errno.EOPNOTSUPP, "no file handles: the directory has none, or CAP_DAC_READ_SEARCH is missing")
         self.nodes = NodeTable(held, default_bound() if max_held is None else max_held, handles, cache == "always")
         self.opened: dict[int, OpenFile | OpenDirectory] = {}
         """Open files and directories by fh."""
@@ -388,6 +416,8 @@ class Core(Filesystem):
         if found is None:
             return self._negative
         attr = found[0]
+        if self.submounts and attr.attributes & STATX_ATTR_MOUNT_ROOT and attr.mode >> 12 == DIRECTORY:
+            attr.flags |= FUSE_ATTR_SUBMOUNT
         return Entry(attr, nodes.remember(attr, found[1], node, name, ref.fd).nodeid)
 
     def forget(self, req: Request, nodeid: int, nlookup: int) -> None:

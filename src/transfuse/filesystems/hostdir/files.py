@@ -30,6 +30,7 @@ from transfuse.fs.request import Request
 from transfuse.fs.values import (
     MAP_CACHED,
     MAP_WRITE,
+    ROOT_ID,
     Attr,
     DirEntry,
     Entry,
@@ -45,7 +46,7 @@ T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
 KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
-"""open(2) flags that reach the host. Not O_DIRECT: the buffers of a server are not aligned as it would want."""
+"""open(2) flags that reach the host. Not O_DIRECT unless asked for: a server's buffers are not aligned as it wants."""
 MAKING = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 WRITE_CACHE, WRITE_KILL_SUIDGID = 1, 4
 PASSTHROUGH_READ_BYTES = 1 << 17
@@ -73,7 +74,7 @@ class Files(Core):
     # -- opening ------------------------------------------------------------------------------------------------------
 
     def _host_flags(self, flags: int) -> int:
-        flags = flags & KEPT_FLAGS | os.O_CLOEXEC
+        flags = flags & (KEPT_FLAGS | self.added_flags) & ~self.dropped_flags | os.O_CLOEXEC
         if self.unopened is not None:
             flags &= ~os.O_APPEND  # the fd serves other opens, too; every write comes with its place
         if self.writeback:
@@ -563,5 +564,9 @@ class Files(Core):
         (os.fdatasync if datasync else os.fsync)(self._open_directory(fh).ref.fd)
 
     def syncfs(self, req: Request, nodeid: int) -> None:
-        """syncfs(2) of the source's filesystem."""
-        syscalls.sync_filesystem(self.root.fd)
+        """syncfs(2) of the filesystem that holds the node: the source's, or of something mounted in it."""
+        if nodeid == ROOT_ID:
+            syscalls.sync_filesystem(self.root.fd)
+            return
+        held = HeldFd(self._open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, self._ref(nodeid).fd))
+        syscalls.sync_filesystem(held.fd)

@@ -45,6 +45,11 @@ class Fds:
     def __len__(self) -> int:
         return len(self._fds)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Those that are left, in order; they stay here."""
+        return list(self._fds)
+
     def take(self) -> int:
         """The first one left, which is the caller's from now on."""
         return self._fds.pop(0)
@@ -190,6 +195,25 @@ class MessageSocket:
         self._enter()
         try:
             return os.dup(self._sock.fileno())
+        finally:
+            self._leave()
+
+    def fileno(self) -> int:
+        """For poll(), as long as nobody closes it; -1 afterwards."""
+        return self._sock.fileno()
+
+    def gone(self) -> bool:
+        """The peer has hung up and left nothing to read."""
+        try:
+            self._enter()
+        except ConnectionError:
+            return True
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
         finally:
             self._leave()
 

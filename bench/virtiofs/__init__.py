@@ -1,0 +1,1 @@
+"""virtio-fs servers side by side: one front-end, the same requests, ours and virtiofsd."""
