@@ -241,7 +241,7 @@ def ours(name: str, what: str, *, compiled: bool, options: str, io_uring: bool =
             str(target),
             "--foreground",
             "-o",
-            f"{options},io_uring={'yes' if io_uring else 'no'}",
+            f"{options},io_uring" if io_uring else options,
         ],  # fmt: skip
         check=io_uring_possible if io_uring else compiled_form_present if compiled else lambda: None,
         env={**_python_environment(), "TRANSFUSE_NATIVE": "1" if compiled else "0"},

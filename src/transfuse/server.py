@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from transfuse.errors import RemoteProtocolError
 from transfuse.executor import ThreadedExecutor
@@ -47,8 +47,6 @@ DEFAULT_WORKERS = 16
 """Most threads that read requests of one connection; one does, until it is held up (see workers)."""
 JOIN_TIMEOUT_S = 10.0
 """How long a stop waits for each request that a filesystem still works on."""
-IoUring = Literal["auto", "yes", "no"]
-"""Requests over io_uring: where the filesystem asks for it (Features.io_uring), always, never; only where possible."""
 CONNECT_TIMEOUT_S = 20.0
 """How long a peer may take to send INIT after a mount before the mount is given up."""
 
@@ -89,7 +87,12 @@ class Server:
             limits = replace(limits, io_uring=True)
         if self._self_serving is not None:
             checked = default_permissions or self._self_serving.checks_permissions
-            limits = replace(limits, default_permissions=checked, window=self._self_serving.window)
+            limits = replace(
+                limits,
+                default_permissions=checked,
+                window=self._self_serving.window,
+                locks=self._self_serving.remote_locks,
+            )
         self.session = ServerSession(
             self.filesystem,
             transport,
@@ -323,15 +326,17 @@ def mount(
     *,
     workers: int = DEFAULT_WORKERS,
     method: Method = "auto",
-    io_uring: IoUring = "auto",
+    io_uring: bool = False,
     on_bug: BugHandler | None = None,
     trace: Callable[[str], None] | None = None,
     before_serving: Callable[[], None] | None = None,
 ) -> Mount:
     """Mount `filesystem` on `mountpoint` and serve it from threads of this process; returns when it answers.
 
-    `options` are strings as behind -o, or MountOptions. `io_uring`: see IoUring. Raises MountError (an OSError that
-    names the step, the reason and the way out), MountOptionError, or ConnectionError when the kernel did not connect.
+    `options` are strings as behind -o, or MountOptions. `io_uring`: requests come that way where it is
+    possible; methods are then called on threads that are bound to a CPU each, and threads and processes that they start
+    are bound to it, too. Raises MountError (an OSError that names the step, the reason and the way out),
+    MountOptionError, or ConnectionError when the kernel did not connect.
     """
     parsed = options if isinstance(options, MountOptions) else parse_options(list(options))
     if parsed.rest and parsed is not options:  # whoever parsed them has seen to the rest
@@ -341,7 +346,7 @@ def mount(
     started: list[tuple[Server, DevFuse]] = []
 
     def start(fd: int) -> None:
-        transport = _open_transport(fd, filesystem, io_uring, workers)
+        transport = _open_transport(fd, workers) if io_uring else DevFuse(fd)
         server = Server(
             filesystem,
             transport,
@@ -378,16 +383,13 @@ def mount(
     return result
 
 
-def _open_transport(fd: int, filesystem: Filesystem | PathFilesystem, io_uring: IoUring, workers: int) -> DevFuse:
-    """With rings if `io_uring` and the machine say so; why not goes into the log."""
-    if io_uring == "no" or (io_uring == "auto" and not filesystem.features.io_uring):
-        return DevFuse(fd)
+def _open_transport(fd: int, workers: int) -> DevFuse:
+    """With rings if this machine has them; else the log says why not."""
     reason = obstacle() if workers > 1 else "a queue needs more than one worker"
     if reason is None:
         try:
             return UringDevFuse(fd, workers)
         except OSError as error:
             reason = error.strerror
-    level = logging.WARNING if io_uring == "yes" else logging.INFO
-    log.log(level, "no io_uring, requests come by read(): %s", reason)
+    log.warning("no io_uring, requests come by read(): %s", reason)
     return DevFuse(fd)

@@ -17,6 +17,13 @@ import transfuse
 from transfuse.cli.main import main
 
 LIMIT_S = 30.0
+ACTIVATE = """\
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+"""What a service manager does with a socket for the Python that it starts: python -c ACTIVATE FD ARGUMENTS..."""
 SOURCES = str(Path(transfuse.__file__).parents[1])
 
 

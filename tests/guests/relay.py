@@ -350,8 +350,10 @@ class Relay:
         state = self._state
         if state.inflight is not None or not self._agreed(INFLIGHT_SHMFD):
             return
-        sizes = [struct.unpack("=II", ring.said[SET_VRING_NUM].payload)[1] for ring in state.rings.values()]
-        answer = self._ask(back, GET_INFLIGHT_FD, INFLIGHT.pack(0, 0, len(sizes), max(sizes)))
+        # QEMU names all rings early (their call fds), but tells their sizes one by one as it starts them
+        told = [ring.said[SET_VRING_NUM] for ring in state.rings.values() if SET_VRING_NUM in ring.said]
+        size = max(struct.unpack("=II", message.payload)[1] for message in told)
+        answer = self._ask(back, GET_INFLIGHT_FD, INFLIGHT.pack(0, 0, len(state.rings), size))
         state.inflight = Message(SET_INFLIGHT_FD, VERSION, answer.payload, answer.fds)
         send(back, state.inflight)
 

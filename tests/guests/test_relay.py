@@ -106,6 +106,39 @@ def test_next_back_end_is_told_all_and_goes_on_from_the_used_index(between: Rela
     os.close(kick)
 
 
+def test_inflight_area_is_asked_for_once_and_given_to_the_next_back_end(between: Relay, backs: socket.socket) -> None:
+    front, back = _connected(between, backs)
+    memory, kick, area = os.memfd_create("guest"), os.eventfd(0, os.EFD_NONBLOCK), os.memfd_create("area")
+    os.ftruncate(memory, 1 << 16)
+    with front:
+        with back:
+            send(front, Message(relay.SET_PROTOCOL_FEATURES, 1, struct.pack("=Q", relay.INFLIGHT_SHMFD)))
+            # a second ring of which nothing is known but this
+            send(front, Message(relay.SET_VRING_CALL, 1, struct.pack("=Q", 1 | relay.NO_FD)))
+            said = _start(front, memory, kick)
+            for _ in range(len(said) + 1):
+                _closed(receive(back))
+            asked = receive(back)
+            assert (asked.request, asked.payload) == (relay.GET_INFLIGHT_FD, relay.INFLIGHT.pack(0, 0, 2, 128))
+            send(back, Message(relay.GET_INFLIGHT_FD, 5, relay.INFLIGHT.pack(4096, 0, 2, 128), [area]))
+            assert [_closed(receive(back)).request for _ in range(2)] == [relay.SET_INFLIGHT_FD, relay.SET_VRING_KICK]
+        after = backs.accept()[0]
+        with after:
+            after.settimeout(10)
+            for features in (relay.GET_FEATURES, relay.GET_PROTOCOL_FEATURES):
+                assert receive(after).request == features
+                send(after, Message(features, 5, struct.pack("=Q", 1 << 32)))
+            told = {}
+            while relay.SET_VRING_KICK not in told:
+                message = receive(after)
+                if message.request == relay.SET_INFLIGHT_FD:
+                    assert os.fstat(message.fds[0]).st_ino == os.fstat(area).st_ino
+                told[message.request] = _closed(message)
+            assert told[relay.SET_INFLIGHT_FD].payload == relay.INFLIGHT.pack(4096, 0, 2, 128)
+    for fd in (memory, kick, area):
+        os.close(fd)
+
+
 def test_stopped_ring_is_not_started_by_the_next_back_end(between: Relay, backs: socket.socket) -> None:
     front, back = _connected(between, backs)
     memory, kick = os.memfd_create("guest"), os.eventfd(0, os.EFD_NONBLOCK)

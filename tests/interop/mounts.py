@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[str | None, str]] = {
     "hostdir-cache-never": (None, "allow_other,suid,dev,cache=never"),
     "hostdir-cache-always": (None, "allow_other,suid,dev,cache=always"),
     "hostdir-no-open": (None, "allow_other,suid,dev,cache=always,no_open"),
-    "hostdir-io-uring": (None, "allow_other,suid,dev"),
+    "hostdir-io-uring": (None, "allow_other,suid,dev,io_uring"),
     "memory": ("memory:", "allow_other,suid,dev"),
     "memory-writeback": ("memory:", "allow_other,suid,dev,writeback"),
 }
@@ -77,7 +77,6 @@ def mounted(kind: str, place: Path) -> Iterator[Mounted]:
 def _serve(
     kind: str, name: str | None, options: str, directory: Path, source: Path | None, log: Path
 ) -> Iterator[Mounted]:
-    options += f",io_uring={'yes' if kind.endswith('io-uring') else 'no'}"
     command = [sys.executable, "-m", "transfuse", "mount", name or str(source), str(directory), "--foreground"]
     with log.open("wb") as output:
         server = subprocess.Popen(

@@ -93,13 +93,16 @@ def test_a_filesystem_that_keeps_no_state_cannot_take_any() -> None:
     assert second.session.connection is None
 
 
-def test_before_init_and_after_the_end_there_is_no_state() -> None:
-    with pytest.raises(ValueError, match="no connection"):
-        list(fresh().session.export_state(False))
-    peer = kept()
-    peer.session.end()
-    with pytest.raises(ValueError, match="no connection"):
-        list(peer.session.export_state(False))
+def test_before_init_and_after_the_end_there_is_nobody_to_go_on_for() -> None:
+    ended = kept()
+    ended.session.end()
+    for peer in (fresh(), ended):
+        second = fresh()
+        assert not second.session.import_state(peer.session.export_state(False))
+        assert second.session.connection is None
+        assert second.fs.destroyed_times == 0
+        second.init()
+        assert second.ask(Opcode.LOOKUP, b"hello.txt\0").errno == 0
 
 
 def test_another_agreement_is_refused_with_its_differences() -> None:

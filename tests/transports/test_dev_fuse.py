@@ -34,7 +34,7 @@ def files(tmp_path, form):
     filesystem = Files(fd, write_only)
     place = tmp_path / "mnt"
     place.mkdir()
-    with mount(filesystem, place, io_uring="no") as mounted:
+    with mount(filesystem, place) as mounted:
         yield filesystem, place, mounted
     os.close(fd)
     os.close(write_only)

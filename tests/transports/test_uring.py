@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import signal
 import struct
@@ -109,7 +108,7 @@ def files(tmp_path, place):
     fd = os.open(source, os.O_RDONLY)
     write_only = os.open(source, os.O_WRONLY)
     filesystem = Files(fd, write_only)
-    with mount(filesystem, place, io_uring="yes") as mounted:
+    with mount(filesystem, place, io_uring=True) as mounted:
         yield filesystem, place, mounted
         filesystem.gate.set()
     os.close(fd)
@@ -146,10 +145,9 @@ def queue_threads(mounted) -> list[threading.Thread]:
 class TestRequests:
     pytestmark = real
 
-    def test_it_is_agreed_and_known_to_the_filesystem(self, files):
+    def test_it_is_agreed(self, files):
         _, _, mounted = files
         assert mounted.connection.has(f.FUSE_OVER_IO_URING)
-        assert mounted.connection.features.io_uring
 
     def test_request_is_served_on_the_cpu_it_was_made_on(self, files):
         filesystem, place, _ = files
@@ -195,7 +193,7 @@ class TestRequests:
             return answer if (opcode, nodeid) == (Opcode.READ, 8) else handle(self, buffer, start, end, channel)
 
         monkeypatch.setattr(ServerSession, "handle", broken)
-        with mount(Files(0), place, io_uring="yes"):
+        with mount(Files(0), place, io_uring=True):
             with pytest.raises(OSError) as caught:
                 read_file(place / "huge")
             assert caught.value.errno == errno.EIO
@@ -219,8 +217,8 @@ class TestRequests:
     @pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 255])
     def test_names_of_all_lengths_arrive(self, place, length):
         one, two = "a" * length, "b" * length
-        with mount(MemoryFilesystem(), place, io_uring="yes") as mounted:
-            assert mounted.connection.features.io_uring
+        with mount(MemoryFilesystem(), place, io_uring=True) as mounted:
+            assert mounted.connection.has(f.FUSE_OVER_IO_URING)
             (place / one).mkdir()
             (place / one).rename(place / two)
             (place / one).symlink_to(two * 3)
@@ -231,22 +229,13 @@ class TestRequests:
 
     def test_pages_of_the_kernel_can_be_asked_for(self, place):
         """RETRIEVE's answer is a request, too, and takes its number from us."""
-        with mount(MemoryFilesystem(), place, ["default_permissions"], io_uring="yes") as mounted:
+        with mount(MemoryFilesystem(), place, ["default_permissions"], io_uring=True) as mounted:
             (place / "file").write_bytes(b"0123456789")
             with open(place / "file", "rb") as file:
                 assert file.read() == b"0123456789"
                 for _ in range(5):
                     future = mounted.notify.retrieve(os.fstat(file.fileno()).st_ino, 2, 100)
                     assert future.result(10).startswith(b"23456789")
-
-    def test_filesystem_that_does_not_ask_for_it_is_served_by_read(self, tmp_path, place):
-        with mount(Files(0), place) as mounted:
-            assert not mounted.connection.features.io_uring
-            assert read_file(place / "small") == b"tiny"
-
-    def test_filesystem_that_asks_for_it_gets_it(self, place):
-        with mount(MemoryFilesystem(), place) as mounted:
-            assert mounted.connection.features.io_uring
 
 
 class TestHeldUp:
@@ -264,7 +253,7 @@ class TestHeldUp:
 
     def test_more_requests_than_threads_wait_for_their_turn(self, tmp_path, place):
         filesystem = Files(0)
-        with mount(filesystem, place, io_uring="yes", workers=2) as mounted:
+        with mount(filesystem, place, io_uring=True, workers=2) as mounted:
             count = uring.THREADS_PER_QUEUE + 3
             assert len(queue_threads(mounted)) == uring.THREADS_PER_QUEUE * len(uring.cpus(uring.POSSIBLE))
             slow = [there(0, lambda: read_file(place / "slow")) for _ in range(count)]
@@ -281,7 +270,7 @@ class TestHeldUp:
 
     def test_a_lock_that_many_wait_for_on_one_cpu_is_given_back(self, place):
         """Waiting for a lock takes a thread each; without stand-ins UNLOCK would wait behind them for ever."""
-        with mount(MemoryFilesystem(), place, io_uring="yes", workers=2) as mounted:
+        with mount(MemoryFilesystem(), place, io_uring=True, workers=2) as mounted:
             (place / "file").touch()
             before, waiting = len(queue_threads(mounted)), uring.THREADS_PER_QUEUE + 4
             holder = os.open(place / "file", os.O_RDWR)
@@ -303,8 +292,8 @@ class TestHeldUp:
             async def read(self, req, nodeid, fh, size, offset):
                 return BIG[offset : offset + size]
 
-        with mount(Later(0), place, io_uring="yes") as mounted:
-            assert mounted.connection.features.io_uring
+        with mount(Later(0), place, io_uring=True) as mounted:
+            assert mounted.connection.has(f.FUSE_OVER_IO_URING)
             jobs = [there(0, lambda: read_file(place / "bytes", 5000)) for _ in range(12)]
             for thread, result in jobs:
                 thread.join(20)
@@ -335,7 +324,7 @@ class TestEnd:
     pytestmark = real
 
     def test_unmounting_brings_all_threads_home(self, place):
-        mounted = mount(MemoryFilesystem(), place, io_uring="yes")
+        mounted = mount(MemoryFilesystem(), place, io_uring=True)
         threads = queue_threads(mounted)
         assert all(thread.is_alive() for thread in threads)
         mounted.close()
@@ -343,7 +332,7 @@ class TestEnd:
         assert mounted.server.wait(0)
 
     def test_unmount_from_outside_ends_the_server(self, place):
-        mounted = mount(MemoryFilesystem(), place, io_uring="yes")
+        mounted = mount(MemoryFilesystem(), place, io_uring=True)
         subprocess.run(["umount", place], check=True, timeout=10)
         assert mounted.server.wait(10)
         mounted.close()
@@ -363,7 +352,7 @@ class TestEnd:
 
     def test_requests_that_wait_in_the_kernel_fail_at_an_abort(self, place):
         filesystem = Files(0)
-        mounted = mount(filesystem, place, io_uring="yes", workers=2)
+        mounted = mount(filesystem, place, io_uring=True, workers=2)
         jobs = [there(0, lambda: read_file(place / "slow")) for _ in range(uring.THREADS_PER_QUEUE + 3)]
         for _ in range(uring.THREADS_PER_QUEUE):
             assert filesystem.waiting.acquire(timeout=10)
@@ -378,7 +367,7 @@ class TestEnd:
 
     def test_a_killed_server_leaves_a_mount_that_says_so(self, place):
         server = subprocess.Popen(
-            [sys.executable, "-m", "transfuse", "mount", "memory:", str(place), "--foreground", "-o", "io_uring=yes"],
+            [sys.executable, "-m", "transfuse", "mount", "memory:", str(place), "--foreground", "-o", "io_uring"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -402,7 +391,7 @@ class TestFallingBack:
 
     def test_entry_that_the_kernel_refuses_means_read(self, place, monkeypatch, caplog):
         monkeypatch.setattr(uring, "PAYLOAD_ROOM", 4096)
-        with mount(Files(0), place, io_uring="yes") as mounted:
+        with mount(Files(0), place, io_uring=True) as mounted:
             assert mounted.connection.has(f.FUSE_OVER_IO_URING), "agreed to before"
             assert read_file(place / "small") == b"tiny"
             eventually(lambda: not any(thread.is_alive() for thread in queue_threads(mounted)))
@@ -421,7 +410,7 @@ class TestFallingBack:
                 run(self, handle)
 
         monkeypatch.setattr(uring.UringChannel, "_run", no_first_queue)
-        with mount(Files(0), place, io_uring="yes"):
+        with mount(Files(0), place, io_uring=True):
             assert read_file(place / "small") == b"tiny"
             assert here(0, lambda: read_file(place / "bytes")) == BIG[:10]
         if len(uring.cpus(uring.POSSIBLE)) > 1:
@@ -437,26 +426,25 @@ class TestFallingBack:
             return ring()
 
         monkeypatch.setattr(uring._uring, "Ring", few)
-        with mount(Files(0), place, io_uring="yes") as mounted:
-            assert not mounted.connection.features.io_uring
+        with mount(Files(0), place, io_uring=True) as mounted:
+            assert not mounted.connection.has(f.FUSE_OVER_IO_URING)
             assert read_file(place / "small") == b"tiny"
         assert "requests come by read(): Too many open files" in caplog.text
 
     def test_one_worker_means_read(self, place, caplog):
-        with mount(MemoryFilesystem(), place, workers=1, io_uring="yes") as mounted:
-            assert not mounted.connection.features.io_uring
+        with mount(MemoryFilesystem(), place, workers=1, io_uring=True) as mounted:
+            assert not mounted.connection.has(f.FUSE_OVER_IO_URING)
         assert "more than one worker" in caplog.text
 
     def test_kernel_that_has_it_switched_off_means_read(self, tmp_path, caplog):
         (tmp_path / "mnt").mkdir()
-        caplog.set_level(logging.INFO)
-        with switched(False), mount(MemoryFilesystem(), tmp_path / "mnt") as mounted:
-            assert not mounted.connection.features.io_uring
+        with switched(False), mount(MemoryFilesystem(), tmp_path / "mnt", io_uring=True) as mounted:
+            assert not mounted.connection.has(f.FUSE_OVER_IO_URING)
         assert "it is switched off" in caplog.text
 
-    def test_no_means_read(self, place):
-        with mount(MemoryFilesystem(), place, io_uring="no") as mounted:
-            assert not mounted.connection.features.io_uring
+    def test_nobody_gets_it_unasked(self, place):
+        with mount(MemoryFilesystem(), place) as mounted:
+            assert not mounted.connection.has(f.FUSE_OVER_IO_URING)
 
 
 class TestParallel:
@@ -481,7 +469,7 @@ class TestParallel:
                 os.unlink(path + "-moved")
             os.rmdir(f"{place}/{me}")
         """
-        with mount(MemoryFilesystem(), place, io_uring="yes"):
+        with mount(MemoryFilesystem(), place, io_uring=True):
             clients = [subprocess.Popen([sys.executable, "-c", script, place, str(n)]) for n in range(8)]
             assert [client.wait(50) for client in clients] == [0] * 8
             assert os.listdir(place) == []
@@ -489,7 +477,7 @@ class TestParallel:
     def test_mounting_and_unmounting_in_a_row_leaves_nothing(self, place):
         began = time.monotonic()
         for number in range(20):
-            with mount(MemoryFilesystem(), place, io_uring="yes"):
+            with mount(MemoryFilesystem(), place, io_uring=True):
                 (place / str(number)).mkdir()
             assert os.listdir(place) == []
         assert time.monotonic() - began < 50

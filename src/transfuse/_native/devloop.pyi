@@ -13,5 +13,5 @@ def serve(
     handle: Handler,
     undelivered: Undelivered,
     worker: Worker,
-    looks: bool,
+    looks: tuple[int, int, int, int, int, int] | None,
 ) -> None: ...

@@ -1,9 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """The loop of one /dev/fuse worker in C: read a request, call the session, write what it answers.
 
-The plain form is transports.base.serve_channel over DevFuseChannel.receive and send (and transports.spin, which says
-when it looks for the next request instead of sleeping); this one does the same without building argument tuples and memoryviews around each system call, and keeps the interpreter lock over the write of a
-small reply: such a write never sleeps, and giving the lock away for a microsecond makes workers trade it back and forth.
+The plain form is transports.base.serve_channel over DevFuseChannel.receive and send, and transports.spin, which says
+when it looks for the next request instead of sleeping. This one does the same without building argument tuples and
+memoryviews around each system call, and keeps the interpreter lock over the write of a small reply: such a write never
+sleeps, and giving the lock away for a microsecond makes workers trade it back and forth.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
@@ -20,7 +21,6 @@ import logging
 import os
 
 from transfuse.errors import RemoteProtocolError
-from transfuse.transports import spin
 from transfuse.wire.encode import RangeReply
 
 cdef extern from "sched.h" nogil:
@@ -36,15 +36,10 @@ cdef enum:
     HEADER = 16
 
 
-cdef int64_t SPIN_NS = spin.SPIN_NS, GAP_NS = spin.GAP_NS
-cdef int64_t LOST_NS = spin.LOST_NS, WINDOW_NS = spin.WINDOW_NS, BUSY_NS = spin.BUSY_NS
-cdef int QUICK = spin.QUICK
-
-
 cdef struct Spin:
-    int quick
+    int64_t enough, soon_ns, gap_ns, lost_ns, window_ns, busy_ns  # transports.spin.NUMBERS
+    int64_t quick, busy_until, lost, window
     bint looking
-    int64_t busy_until, lost, window
 
 
 cdef inline int64_t _now() noexcept nogil:
@@ -63,10 +58,10 @@ cdef ssize_t _read(int fd, void *base, size_t room, Spin *state) noexcept nogil:
     """transports.spin.Spin.read."""
     cdef int64_t began = _now(), before = began, now
     cdef ssize_t count
-    if state.quick < QUICK or began < state.busy_until:
+    if state.quick < state.enough or began < state.busy_until:
         _look(fd, state, False)
         count = read(fd, base, room)
-        state.quick = state.quick + 1 if _now() - began < SPIN_NS else 0
+        state.quick = state.quick + 1 if _now() - began < state.soon_ns else 0
         return count
     _look(fd, state, True)
     while True:
@@ -75,15 +70,15 @@ cdef ssize_t _read(int fd, void *base, size_t room, Spin *state) noexcept nogil:
             return count
         sched_yield()
         now = _now()
-        if now - before > GAP_NS:
-            if now - state.window > WINDOW_NS:
+        if now - before > state.gap_ns:
+            if now - state.window > state.window_ns:
                 state.window = now
                 state.lost = 0
             state.lost += now - before
-            if state.lost > LOST_NS:
-                state.busy_until = now + BUSY_NS
+            if state.lost > state.lost_ns:
+                state.busy_until = now + state.busy_ns
         before = now
-        if now - began > SPIN_NS or now < state.busy_until:
+        if now - began > state.soon_ns or now < state.busy_until:
             state.quick = 0
             _look(fd, state, False)
             return read(fd, base, room)
@@ -143,11 +138,11 @@ cdef int _send_range(int fd, object message, char *area, size_t page, size_t roo
 
 
 def serve(channel, int fd, area, size_t start, size_t room, reply_area, size_t page, handle, undelivered, worker,
-          bint looks):
+          looks):
     """Carry requests from `fd` until it is unmounted.
 
     Requests are read to area[start:start + room]; the data of range replies to reply_area behind its first `page` bytes.
-    `worker` is a transports.base.Worker. `looks`: it may look for requests before it sleeps.
+    `worker` is a transports.base.Worker. `looks`: the numbers of transports.spin, or None: it sleeps.
     """
     cdef Py_buffer request_view, reply_view
     cdef uint64_t[::1] counters = worker.counters
@@ -158,8 +153,10 @@ def serve(channel, int fd, area, size_t start, size_t room, reply_area, size_t p
     cdef ssize_t count
     cdef int number, lost
     cdef Spin state
-    state.quick = state.looking = 0
-    state.busy_until = state.lost = state.window = 0
+    cdef bint spins = looks is not None
+    state.quick = state.busy_until = state.lost = state.window = state.looking = 0
+    if spins:
+        (state.enough, state.soon_ns, state.gap_ns, state.lost_ns, state.window_ns, state.busy_ns) = looks
     PyObject_GetBuffer(area, &request_view, PyBUF_SIMPLE | PyBUF_WRITABLE)
     try:
         PyObject_GetBuffer(reply_area, &reply_view, PyBUF_SIMPLE | PyBUF_WRITABLE)
@@ -171,7 +168,7 @@ def serve(channel, int fd, area, size_t start, size_t room, reply_area, size_t p
                 raise ValueError("the request area is too small")
             while True:
                 with nogil:
-                    count = _read(fd, base, room, &state) if looks else read(fd, base, room)
+                    count = _read(fd, base, room, &state) if spins else read(fd, base, room)
                     number = errno
                 if count < 0:
                     if _gone(number):

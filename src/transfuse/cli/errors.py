@@ -7,10 +7,12 @@ as a traceback. Exit codes of mount and umount are those of mount(8); the other 
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from transfuse.errors import ProtocolError
 from transfuse.transports.mount.errors import MountOptionError
@@ -23,6 +25,7 @@ __all__ = [
     "SYSTEM_ERROR",
     "USAGE",
     "CommandError",
+    "Parser",
     "describe",
     "exit_code",
     "one_line",
@@ -55,6 +58,15 @@ class CommandError(Exception):
     def __str__(self) -> str:
         text = f"{self.what}: {self.why}" if self.what else self.why
         return f"{text}; {self.way_out}" if self.way_out else text
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our one-line errors and exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        command = self.prog.removeprefix("transfuse").strip()
+        raise CommandError(command, message, f"see {self.prog} --help", USAGE)
 
 
 def one_line(text: str) -> str:

@@ -12,15 +12,14 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import transfuse
-from transfuse.cli import cat, completion, cp, demo, doctor, helper, ls, mount, serve, stat, tree, umount
-from transfuse.cli.errors import FAILED, USAGE, CommandError, report
+from transfuse.cli import cat, completion, cp, demo, doctor, helper, ls, mount, serve, stat, tree, umount, virtiofsd
+from transfuse.cli.errors import FAILED, USAGE, CommandError, Parser, report
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (mount, umount, serve, ls, tree, cat, stat, cp, doctor, demo, completion)
+COMMANDS = (mount, umount, serve, virtiofsd, ls, tree, cat, stat, cp, doctor, demo, completion)
 PIPE_CLOSED = 141
 """128 + SIGPIPE: whoever read our output has enough."""
 
@@ -39,15 +38,6 @@ examples:
   transfuse doctor                             what this machine allows
 
 In /etc/fstab:  /srv/data  /mnt/data  fuse.transfuse  cache=always,ro  0  0"""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with our one-line errors and exit code."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
-        command = self.prog.removeprefix("transfuse").strip()
-        raise CommandError(command, message, f"see {self.prog} --help", USAGE)
 
 
 def build_parser() -> argparse.ArgumentParser:

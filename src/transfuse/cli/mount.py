@@ -23,6 +23,7 @@ from transfuse.session.negotiate import Connection
 from transfuse.transports.base import ServerTransport
 from transfuse.transports.mount.inherit import from_fd, parse_dev_fd
 from transfuse.transports.mount.options import MountOptions
+from transfuse.wire import flags as f
 
 __all__ = ["add", "effective_options", "environment", "form", "run", "tracer"]
 
@@ -146,7 +147,7 @@ def form() -> str:
 def announcement(source: str, place: str, method: str, connection: Connection) -> str:
     """The line that says what was mounted how."""
     passthrough = "passthrough" if connection.features.passthrough else "no passthrough"
-    ring = "io_uring, " if connection.features.io_uring else ""
+    ring = "io_uring, " if connection.has(f.FUSE_OVER_IO_URING) else ""
     return f"{source} mounted on {place} ({method}, FUSE 7.{connection.minor}, {ring}{passthrough}, {form()})"
 
 
@@ -160,7 +161,7 @@ def serve_mount(
         mounted = mount(
             filesystem, place, options,
             workers=settings.get("workers", DEFAULT_WORKERS), method=settings.get("method", "auto"),
-            io_uring=settings.get("io_uring", "auto"),
+            io_uring=bool(settings.get("io_uring")),
             trace=tracer(settings),
         )  # fmt: skip
         with mounted:

@@ -373,9 +373,6 @@ class Features:
     allow_idmap: bool = False
     supplementary_groups: bool = True
     """Creating requests carry the one supplementary group that the parent directory's group needs."""
-    io_uring: bool = False
-    """Requests may come over io_uring, unless whoever mounts says otherwise: methods are then called on threads that
-    are bound to a CPU each, and threads and processes that they start are bound to it, too."""
     async_read: bool = True
     async_dio: bool = True
     max_write: int = 1 << 20

@@ -170,6 +170,8 @@ def contain(
     else:
         value = prepare(lambda path: _place(wanted, path) if sandbox == "namespace" else path)
         _give_up(wanted, report)
+    if outside is not None:
+        outside.die_with()
     if mode != "none":
         linux.set_no_new_privs()
         seccomp.install(mode, os.getpid())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import socket
 import stat
@@ -51,6 +52,15 @@ class Outside:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
+    def die_with(self) -> None:
+        """Be killed when the supervisor ends. The kernel forgets this when the calling thread takes on other ids
+        (prctl(2)), as hostdir does to find out whether it may: so once more after that."""
+        linux.set_death_signal(signal.SIGKILL)
+        waiting = select.poll()
+        waiting.register(self._sock, 0)  # POLLHUP comes unasked
+        if waiting.poll(0):
+            os._exit(1)
+
     def notify(self, text: str) -> None:
         """Have the service manager told `text`, which must begin with READY=1."""
         self._sock.send((NOTIFY + text.encode())[:MAX_WORD])
@@ -68,7 +78,6 @@ def fork(begin: Callable[[], None], remove: Sequence[str], notify: Callable[[str
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sockets = SocketFiles(remove)
-    here = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     try:
         begin()
@@ -79,13 +88,12 @@ def fork(begin: Callable[[], None], remove: Sequence[str], notify: Callable[[str
         theirs.close()
         raise
     if child == 0:
-        linux.set_death_signal(signal.SIGKILL)
         ours.close()
         os.setpgid(0, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if os.getppid() not in (here, 0):  # it died before the signal was asked for; 0: it is in another namespace
-            os._exit(1)
-        return Outside(theirs)
+        outside = Outside(theirs)
+        outside.die_with()
+        return outside
     code = 1
     try:
         theirs.close()

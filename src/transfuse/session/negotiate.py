@@ -48,6 +48,9 @@ class Limits:
     """The peer's kernel checks permissions by mode bits (a mount option)."""
     owner: int | None = None
     """With a uid: only it and root may use the filesystem (mount option allow_root, which the kernel does not have)."""
+    locks: bool = True
+    """Who waits for a lock can be interrupted. Linux sends no INTERRUPT over virtio-fs (fs/fuse/virtio_fs.c): a process
+    that waited there could not be killed. Without this the peer's kernel minds its locks alone."""
     window: int = 0
     """Bytes of the DAX window, through which a virtio-fs peer reads and writes files by itself; 0: there is none."""
     io_uring: bool = False
@@ -192,6 +195,8 @@ def _agree(offered: int, minor: int, operations: frozenset[str], features: Featu
         agreed |= offered & f.FUSE_DO_READDIRPLUS
         if features.readdirplus is None and agreed & f.FUSE_DO_READDIRPLUS:
             agreed |= offered & f.FUSE_READDIRPLUS_AUTO
+    if not limits.locks:
+        agreed &= ~(f.FUSE_POSIX_LOCKS | f.FUSE_FLOCK_LOCKS)
     if limits.notify and minor >= 38:
         agreed |= offered & f.FUSE_HAS_EXPIRE_ONLY
     if not limits.notify:
@@ -222,7 +227,6 @@ def _granted(features: Features, agreed: int) -> Features:
     off: dict[str, Any] = {rule.feature: False for rule in RULES if rule.feature is not None and not agreed & rule.bit}
     granted = replace(features, **off)
     granted.passthrough = bool(agreed & f.FUSE_PASSTHROUGH)
-    granted.io_uring = bool(agreed & f.FUSE_OVER_IO_URING)
     if not agreed & f.FUSE_DO_READDIRPLUS:
         granted.readdirplus = False
     elif features.readdirplus is None and not agreed & f.FUSE_READDIRPLUS_AUTO:

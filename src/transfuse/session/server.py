@@ -523,9 +523,9 @@ class ServerSession:
         """See transfuse.session.state."""
         return export_session(self, portable, with_filesystem)
 
-    def import_state(self, pieces: Iterable[bytes]) -> None:
+    def import_state(self, pieces: Iterable[bytes]) -> bool:
         """See transfuse.session.state."""
-        import_session(self, pieces)
+        return import_session(self, pieces)
 
     def _negotiable(self) -> frozenset[str]:
         """Operations that INIT flags may rest on: READDIRPLUS is made by calling lookup(), so that is no coroutine."""

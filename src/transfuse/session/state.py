@@ -2,6 +2,7 @@
 
 What is written is what INIT agreed on and, if the filesystem keeps state, what the peer holds of it: nodes, open files.
 The reader negotiates the same INIT again and refuses to go on if it would answer otherwise (`ServerSession.resume`).
+Where nobody has said INIT yet, or the peer is gone, that is what is written: an INIT of no bytes.
 
 Layout, little-endian: magic, flags u32, lengths u32 of INIT and its answer, both, then pieces of the filesystem's
 state, each with its length u32 in front, a length of 0 behind the last one, and the CRC-32 of everything before.
@@ -34,12 +35,10 @@ _LENGTH = struct.Struct("<I")
 
 def export_session(session: ServerSession, portable: bool, with_filesystem: bool = True) -> Iterator[bytes]:
     """The session in pieces. Nothing may be served meanwhile, unless `with_filesystem` is False: then it is only what
-    INIT agreed on. ValueError if no INIT was answered, or the connection is over."""
-    if session.init is None:
-        raise ValueError("there is no connection whose state could be kept")
-    request, reply = session.init
+    INIT agreed on."""
+    request, reply = session.init or (b"", b"")
     filesystem = session.filesystem
-    kept = with_filesystem and filesystem.keeps_state
+    kept = with_filesystem and filesystem.keeps_state and session.init is not None
     flags = (PORTABLE if portable else 0) | (WITH_FILESYSTEM if kept else 0)
     head = _HEAD.pack(MAGIC, flags, len(request), len(reply)) + request + reply
     crc = zlib.crc32(head)
@@ -55,8 +54,9 @@ def export_session(session: ServerSession, portable: bool, with_filesystem: bool
     yield end + _LENGTH.pack(zlib.crc32(end, crc))
 
 
-def import_session(session: ServerSession, pieces: Iterable[bytes]) -> None:
-    """Have `session`, which serves nobody, go on where another one was exported. `pieces` may be cut anywhere.
+def import_session(session: ServerSession, pieces: Iterable[bytes]) -> bool:
+    """Have `session`, which serves nobody, go on where another one was exported. `pieces` may be cut anywhere. False:
+    that one had nobody either.
 
     ValueError if they are not whole, or this server would have agreed to something else; the session is as before.
     """
@@ -80,10 +80,13 @@ def import_session(session: ServerSession, pieces: Iterable[bytes]) -> None:
         crc = source.crc
         if _LENGTH.unpack(source.read(_LENGTH.size))[0] != crc:
             raise ValueError("the checksum is wrong")
+        if not request:
+            return False
         session.resume(request, reply)
     except BaseException:
         filesystem.destroyed()
         raise
+    return True
 
 
 class _Source:

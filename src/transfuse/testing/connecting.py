@@ -50,7 +50,7 @@ def wire_pair(over: Wire) -> tuple[ServerTransport, ClientTransport]:
         return StreamTransport(ours), StreamClientTransport(theirs)
     if over == "virtio":
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        return VhostUserTransport(ours), VhostUserClientTransport(MessageSocket(theirs))
+        return VhostUserTransport(ours, remote_locks=True), VhostUserClientTransport(MessageSocket(theirs))
     raise ValueError(f"over={over!r}: 'memory', 'stream' and 'virtio' are known")
 
 

@@ -118,6 +118,8 @@ class SelfServing(ServerTransport, Protocol):
     """Bytes of its DAX window; 0: none."""
     checks_permissions: bool
     """The peer's kernel checks mode bits."""
+    remote_locks: bool
+    """Locks are the server's affair, not the peer's alone."""
 
     def attach(
         self,

@@ -21,7 +21,7 @@ import struct
 import threading
 
 from transfuse.transports.base import Channel, Handler, Received, Undelivered, Worker, serve_channel
-from transfuse.transports.spin import Spin
+from transfuse.transports.spin import NUMBERS, Spin
 from transfuse.wire import flags as f
 from transfuse.wire.encode import Message, RangeReply
 from transfuse.wire.layout import Buffer
@@ -141,7 +141,7 @@ class DevFuseChannel:
         reply_area = self._reply_area = mmap.mmap(-1, PAGE + MAX_WRITE)
         _devloop.serve(
             self, self.fd, self._area, _START, _ROOM, reply_area, PAGE,
-            handle, undelivered, worker, self._spin is not None,
+            handle, undelivered, worker, None if self._spin is None else NUMBERS,
         )  # fmt: skip
 
     def close(self) -> None:

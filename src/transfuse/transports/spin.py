@@ -9,7 +9,7 @@ It must not take the CPU from anyone. sched_yield() lets others run at once; a l
 did, and as soon as LOST_NS of WINDOW_NS were lost to others there is no looking for BUSY_NS. So on a busy machine it
 costs the share of a time slice in BUSY_NS, below 1 %.
 
-This is the plain form, and what the loop in transfuse._native.devloop does in C; both take their numbers from here.
+This is the plain form, and what the loop in transfuse._native.devloop does in C, which is given the same NUMBERS.
 Figures: docs/decisions/0008-looking-before-sleeping.md.
 """
 
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from transfuse.wire.layout import Buffer
 
-__all__ = ["BUSY_NS", "GAP_NS", "LOST_NS", "QUICK", "SPIN_NS", "WINDOW_NS", "Spin"]
+__all__ = ["NUMBERS", "QUICK", "SPIN_NS", "Spin"]
 
 QUICK = 16
 """Requests in a row that came soon, after which it is worth while."""
@@ -34,6 +34,7 @@ LOST_NS, WINDOW_NS = 1_000_000, 100_000_000
 """Others' due: what their work may take of ours while we look. A time slice is 3 ms, a kernel thread's turn 20 µs."""
 BUSY_NS = 500_000_000
 """How long to believe that the CPUs are needed."""
+NUMBERS = (QUICK, SPIN_NS, GAP_NS, LOST_NS, WINDOW_NS, BUSY_NS)
 
 
 class Spin:

@@ -96,7 +96,7 @@ def test_a_chain_without_end(arena, features):
 def test_a_chain_of_more_than_4_gib(make_arena, form):
     arena = make_arena(1 << 23)
     rings = Rings(arena, F_VERSION_1 | F_INDIRECT_DESC, SIZE, table_entries=0)
-    table = rings.table([(GUEST, 1 << 23, DESC_NEXT, i + 1) for i in range(600)])
+    table = rings.table([(GUEST, 1 << 23, DESC_NEXT * (i < 599), i + 1) for i in range(600)])
     rings.chain([(table, 16 * 600, DESC_INDIRECT)])
     refused(rings, "4294967296 bytes")
 
@@ -174,6 +174,19 @@ def test_a_huge_table_of_more_segments_than_are_taken(arena, features):
     table = rings.table([(at, 8, DESC_NEXT, (i + 1) & 0xFFFF) for i in range(32768)])
     rings.chain([(table, 16 * 32768, DESC_INDIRECT)])
     refused(rings, "more than 1024 segments")
+
+
+@pytest.mark.parametrize("features", INDIRECT)
+def test_the_largest_request_and_one_that_is_larger(arena, features):
+    at = arena.room(8)
+    for count in (1024, 1025):
+        rings = Rings(arena, features, SIZE, table_entries=0)
+        table = rings.table([(at, 8, DESC_NEXT * (i < count - 1), i + 1) for i in range(count)])
+        rings.chain([(table, 16 * count, DESC_INDIRECT)])
+        if count == 1024:
+            assert rings.device.pop().readable == 8 * 1024
+        else:
+            refused(rings, "more than 1024 segments")
 
 
 @pytest.mark.parametrize("features", INDIRECT)

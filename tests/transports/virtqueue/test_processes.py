@@ -1,8 +1,8 @@
 """Two processes, one memory: what memory ordering and wake-ups are for.
 
 The child serves the device's side, this process drives. Every request carries bytes that differ from those of the
-slot's last use, and so does its answer: whoever reads too early finds the old ones. A side sleeps on its eventfd as soon
-as arm() allows it, so a kick or call that is left out wrongly stops everything.
+slot's last use, and so does its answer: whoever reads too early finds the old ones. A side sleeps on its eventfd as
+soon as arm() allows it, so a kick or call that is left out wrongly stops everything.
 """
 
 from __future__ import annotations

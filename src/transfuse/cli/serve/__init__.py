@@ -8,6 +8,7 @@ want it so, and those who start a server for a virtual machine do, too.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from transfuse.cli.daemon import Ready, run_service
 from transfuse.cli.errors import FAILED
@@ -56,16 +57,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run, failed=FAILED)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Serve; in the foreground until a signal comes."""
+def run(args: argparse.Namespace, *, log_is_ready: Callable[[], None] = lambda: None) -> int:
+    """Serve; in the foreground until a signal comes. `log_is_ready` is called when the log has been set up."""
     settings = read_settings(args.o)
     refuse_mount_options(settings, args.o, ("source", "program"), read_only=True)
     source = parse_source(args.source)
     kind, rest = choose(args)
     service = Service(source, kind.check(rest, args, settings), args, settings)
-
     wanted = read_flags(args, source, read_only=settings.mount.read_only)
-
     around = layers.read_layers(args, read_only=settings.mount.read_only)
 
     def make(source: Source) -> AnyFilesystem:
@@ -74,7 +73,11 @@ def run(args: argparse.Namespace) -> int:
     def serve(inside: Inside, ready: Ready) -> int:
         return kind.serve(inside, service, ready)
 
+    def start() -> Inside:
+        log_is_ready()
+        return Inside(source, wanted, make)
+
     return run_service(
-        lambda: Inside(source, wanted, make), serve, background=args.background, debug=bool(settings.get("debug")),
+        start, serve, background=args.background, debug=bool(settings.get("debug")),
         log_file=settings.get("log_file"), failed=FAILED,
     )  # fmt: skip

@@ -87,6 +87,10 @@ def add_flags(group: Any) -> None:
     group.add_argument(
         "--state-file", metavar="FILE", help="kept there: a guest goes on when this server is replaced by another"
     )
+    group.add_argument(
+        "--remote-locks", action="store_const", const=True,
+        help="locks of guests and host see each other; a Linux guest can't kill who waits for one",
+    )  # fmt: skip
     group.add_argument("--once", action="store_const", const=True, help="end when the machine disconnects")
 
 
@@ -106,6 +110,10 @@ def check(rest: str, args: argparse.Namespace, settings: Settings) -> str:
         raise CommandError("ADDRESS vhost-user:", "names no socket", "write vhost-user:/path.sock", USAGE)
     if args.state_file is not None:
         args.state_file = os.path.abspath(args.state_file)
+        try:
+            os.stat(os.path.dirname(args.state_file))
+        except OSError as error:
+            raise _state_error(args, error) from error
     if args.socket_group is not None:
         if inherited:
             raise CommandError(
@@ -176,7 +184,7 @@ def make_transport(sock: socket.socket, service: Service, state_path: str | None
     try:
         return VhostUserTransport(
             sock, tag=args.tag or "", queues=args.queues or 1, window=args.dax or 0, once=bool(args.once),
-            state_path=state_path, **({} if workers is None else {"workers": workers}),
+            state_path=state_path, remote_locks=bool(args.remote_locks), **({} if workers is None else {"workers": workers}),
         )  # fmt: skip
     except OSError as error:
         raise _state_error(args, error) from error

@@ -73,13 +73,13 @@ class Core(Filesystem):
     `posix_locks`: off means that the peer's kernel goes without, or (locks) minds them alone. `max_held`: bound on
     O_PATH fds held for known inodes, by default a quarter of RLIMIT_NOFILE and at most 1000.
 
-    `submounts`: the peer is told what is mounted in the source, shows a device number of its own for each and syncs each
-    (only virtio-fs peers do). `file_handles`: how known inodes are found again that have no fd: by handles where they
-    work ("prefer"), in no case, or else not at all ("mandatory": OSError where they do not). `noatime`: O_NOATIME of the
-    peer's reaches the host, where the server may. `o_direct`: so does O_DIRECT, for wires that move data straight
-    between the peer's memory and the file. `direct_mmap`: files with direct_io can be mapped shared. `killpriv`: the
-    host clears setuid and setgid bits; off: the peer's kernel does, with a request before each write. `readdirplus`:
-    listings with attributes always or never; None: as the peer likes.
+    `submounts`: the peer learns what is mounted in the source, shows a device number of its own for each and syncs each
+    (virtio-fs peers only). `file_handles`: known inodes without an fd are found again by handles where these work
+    ("prefer"), "never" so, or OSError if they do not work ("mandatory"). `keep_noatime`: the peer's O_NOATIME reaches
+    the host, where the server may. `o_direct`: so does O_DIRECT, for wires that move data straight between the peer's
+    memory and the file. `direct_mmap`: files with direct_io can be mapped shared. `killpriv`: the host clears setuid
+    and setgid bits; off: the peer's kernel does, with a request before each write. `readdirplus`: listings with
+    attributes always or never; None: as the peer likes.
 
     Run as root, files are made as the calling user; otherwise everything happens as the server's user. Permissions are
     checked by the peer's kernel: mount with default_permissions. OSError if `source` is not a directory.
@@ -104,7 +104,7 @@ class Core(Filesystem):
         max_held: int | None = None,
         submounts: bool = False,
         file_handles: str = "prefer",
-        noatime: bool = True,
+        keep_noatime: bool = True,
         o_direct: bool = False,
         direct_mmap: bool = True,
         killpriv: bool = True,
@@ -120,7 +120,7 @@ class Core(Filesystem):
         self.writeback = writeback
         self.direct_io = direct_io or (cache == "never" and not writeback)
         self.submounts = submounts
-        self.dropped_flags = 0 if noatime else os.O_NOATIME
+        self.dropped_flags = 0 if keep_noatime else os.O_NOATIME
         self.added_flags = os.O_DIRECT if o_direct else 0
         self.offer_backing = passthrough and not writeback and not direct_io and not no_open
         self.posix_locks = posix_locks if posix_locks is not None else cache != "always"
@@ -144,7 +144,6 @@ class Core(Filesystem):
             submounts=submounts,
             no_open=no_open,
             atomic_o_trunc=not no_open,
-            io_uring=True,
         )
         without: frozenset[str] = frozenset() if xattr else XATTR_OPERATIONS
         if not self.posix_locks:
@@ -173,7 +172,7 @@ class Core(Filesystem):
         self.steps = make_steps(self.probe, direct=view is not None or os.geteuid() != 0)
         handles = file_handles != "never" and _handles_work(root)
         if file_handles == "mandatory" and not handles:
-            raise OSError(errno.EOPNOTSUPP, "no file handles: the directory has none, or CAP_DAC_READ_SEARCH is missing")
+            raise OSError(errno.EOPNOTSUPP, "no file handles here: none are kept, or CAP_DAC_READ_SEARCH is missing")
         self.nodes = NodeTable(held, default_bound() if max_held is None else max_held, handles, cache == "always")
         self.opened: dict[int, OpenFile | OpenDirectory] = {}
         """Open files and directories by fh."""

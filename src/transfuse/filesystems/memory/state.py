@@ -80,9 +80,7 @@ class State(Filesystem):
     ) -> None:
         if size_bytes < PAGE or max_inodes < 1:
             raise ValueError(f"no room for anything: size_bytes {size_bytes}, max_inodes {max_inodes}")
-        self.features = features or Features(
-            posix_acl=True, handle_killpriv_v2=True, export_support=True, io_uring=True
-        )
+        self.features = features or Features(posix_acl=True, handle_killpriv_v2=True, export_support=True)
         self.check_permissions = check_permissions
         self._clock = clock
         self._lock = threading.RLock()

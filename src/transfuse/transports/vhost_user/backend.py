@@ -70,7 +70,7 @@ class KeptSession(ServedSession, Protocol):
 
     def export_state(self, portable: bool, with_filesystem: bool = True) -> Iterable[bytes]: ...
 
-    def import_state(self, pieces: Iterable[bytes]) -> None: ...
+    def import_state(self, pieces: Iterable[bytes]) -> bool: ...
 
 
 class VhostUserTransport:
@@ -80,6 +80,8 @@ class VhostUserTransport:
     is ours from now on. `tag`: the device's name, for front-ends that have none of their own. `queues`: request queues
     offered. `window`: size of the DAX window in bytes, a multiple of 2 MiB; 0: none. `workers`: most threads for each
     queue. `once`: end when the first front-end is gone. `state_path`: see the module. `in_order`: see config.
+    `remote_locks`: locks of all guests and of the host see each other; a Linux guest's process that waits for one can't
+    be killed then, so by default each guest minds its own.
 
     ValueError for what cannot be; OSError if the socket or the state file cannot be had.
     """
@@ -102,6 +104,7 @@ class VhostUserTransport:
         state_path: str | os.PathLike[str] | None = None,
         mode: int = 0o600,
         in_order: bool = False,
+        remote_locks: bool = False,
     ) -> None:
         if not 1 <= queues <= MAX_QUEUES:
             raise ValueError(f"{queues} request queues, 1 to {MAX_QUEUES} belong")
@@ -113,6 +116,7 @@ class VhostUserTransport:
         rings = queues + 1
         self._dax = window
         self._in_order = in_order
+        self.remote_locks = remote_locks and not in_order  # one that waits would hold up all behind it
         self._config = config_space(raw_tag, queues)
         self._tag = bool(tag)
         self._rings = rings
@@ -209,13 +213,14 @@ class VhostUserTransport:
         if left is not None:
             try:
                 with contextlib.closing(left):
-                    session.import_state(left)
+                    goes_on = session.import_state(left)
             except ValueError as error:
                 log.error("the last server's guest cannot go on: %s", str(error))
             else:
-                log.info("the last server's guest may go on")
-                if session.on_started is not None:
-                    session.on_started()
+                if goes_on:
+                    log.info("the last server's guest may go on")
+                    if session.on_started is not None:
+                        session.on_started()
         connected = session.on_started
 
         def started() -> None:
@@ -224,16 +229,14 @@ class VhostUserTransport:
                 connected()
 
         session.on_started = started
-        session.on_ended = lambda: self._save(session, state, None)
+        session.on_ended = lambda: self._save(session, state, False)
         self._save(session, state, False)
 
     @staticmethod
-    def _save(session: KeptSession, state: StateFile, whole: bool | None) -> None:
-        """`whole` None: there is no session."""
+    def _save(session: KeptSession, state: StateFile, whole: bool) -> None:
+        """`whole`: with what the guest holds; nothing is served any more."""
         try:
-            state.write(None if whole is None else session.export_state(False, whole))
-        except ValueError:
-            state.write(None)
+            state.write(session.export_state(False, whole))
         except OSError as error:
             log.error("the state could not be written: %s", error)
 

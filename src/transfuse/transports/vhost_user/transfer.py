@@ -22,7 +22,7 @@ MAX_STATE = 1 << 32
 """Most bytes that are read."""
 
 Export = Callable[[], Iterable[bytes]]
-Import = Callable[[Iterable[bytes]], None]
+Import = Callable[[Iterable[bytes]], object]
 
 
 class StateTransfer:

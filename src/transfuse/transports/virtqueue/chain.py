@@ -38,7 +38,6 @@ class Chain:
         "places",
         "queue",
         "readable",
-        "segments",
         "sequence",
         "slots",
         "touched",
@@ -59,8 +58,6 @@ class Chain:
         self.outputs: list[memoryview] = []
         self.places: list[int] = []
         """Guest addresses of `outputs`."""
-        self.segments = 0
-        """Descriptors that it has."""
         self.slots = 1
         """Entries of a packed ring that it takes."""
         self.entry = -1
@@ -84,6 +81,8 @@ class Chain:
         """`length` readable bytes from `offset`."""
         if offset < 0 or length < 0 or offset + length > self.readable:
             raise ValueError(f"{length} bytes at {offset} of a chain with {self.readable} readable bytes")
+        if length == self.readable:
+            return b"".join(self.inputs)
         return b"".join(pieces(self.inputs, offset, length))
 
     def write(self, offset: int, data: Buffer) -> None:

@@ -1,16 +1,16 @@
 """A device queue with its eventfds, and the loop that carries FUSE requests between it and a session.
 
-Each worker of a lane runs `serve`: pop a chain, copy the request once into a buffer of the worker's own, call the
-session, put the answer where the driver wants it, tell the driver. A late answer comes by `Chain.send` from any thread
-and takes the same way out. Everything a session can answer is sent here: bytes and lists of buffers are copied into the
-writable segments; for a RangeReply file data goes from the file into the segments, for a RangeWrite from the segments
-into the file.
+Each worker of a lane runs `serve`: pop a chain, copy the request once into a buffer of our own, call the session, put
+the answer where the driver wants it, tell the driver. A late answer comes by `Chain.send` from any thread and takes the
+same way out. Everything a session can answer is sent here: bytes and lists of buffers are copied into the writable
+segments; for a RangeReply file data goes from the file into the segments, for a RangeWrite from the segments into the
+file.
 
 A WRITE is handed over *detached*, if the session wants it so: the buffer holds its 80 bytes of header and write_in
 only, and the payload stays in the driver's memory, for a RangeWrite or for `Chain.gather(80, n)`.
 
 A request that gets no answer (FORGET, INTERRUPT, NOTIFY_REPLY) is given back with length 0. So is one that cannot be
-answered: longer than the buffer, shorter than a header. Linux makes EIO of that. An answer that does not fit the room
+answered: longer than `room`, shorter than a header. Linux makes EIO of that. An answer that does not fit the room
 the driver left for it becomes EIO, too.
 
 `serve` ends when the lane is halted, when its queue breaks, or when its worker is sent home. The kick eventfd is waited
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import mmap
 import os
 import select
 import struct
@@ -178,7 +177,6 @@ class Lane:
         pop = queue.pop
         counters, step, park = worker.counters, worker.step_at, worker.park_at
         unsaid = 0
-        area = mmap.mmap(-1, self.room)
         while True:
             if self.halted:
                 self.notify()
@@ -202,7 +200,7 @@ class Lane:
             counters[step] += 1
             if counters[0]:
                 worker.wake()
-            self._carry(chain, area, handle, handle_detached, undelivered)
+            self._carry(chain, handle, handle_detached, undelivered)
             unsaid += 1
             counters[step] += 1
             if counters[park]:
@@ -213,7 +211,6 @@ class Lane:
     def _carry(
         self,
         chain: Chain,
-        area: mmap.mmap,
         handle: LaneHandler,
         handle_detached: LaneDetachedHandler | None,
         undelivered: Undelivered,
@@ -223,20 +220,24 @@ class Lane:
         if size < IN_HEADER:
             self._drop(chain, f"request of {size} bytes is shorter than its header")
             return
-        head = min(size, WRITE_HEAD)
-        buffer: Buffer = area  # type: ignore[assignment]  # an mmap is a buffer, too
-        chain.copy_in(buffer, 0, 0, head)
+        buffer = chain.gather(0, min(size, WRITE_HEAD))
         opcode = buffer[4:8]
         message: Answer | None
         try:
             # Extension records would lie behind the payload.
-            if handle_detached is not None and opcode in _WRITE and head == WRITE_HEAD and buffer[36:38] == b"\0\0":
+            if (
+                handle_detached is not None
+                and opcode in _WRITE
+                and len(buffer) == WRITE_HEAD
+                and buffer[36:38] == b"\0\0"
+            ):
                 message = handle_detached(buffer, 0, WRITE_HEAD, chain, size - WRITE_HEAD)
             elif size > self.room:
                 self._drop(chain, f"request of {size} bytes, at most {self.room} are taken")
                 return
             else:
-                chain.copy_in(buffer, head, head, size - head)
+                if size > WRITE_HEAD:
+                    buffer += chain.gather(WRITE_HEAD, size - WRITE_HEAD)
                 message = handle(buffer, 0, size, chain)
         except RemoteProtocolError as error:
             self._drop(chain, str(error))
@@ -262,6 +263,8 @@ class Lane:
         """Give `chain` back with `message` in it. False: nobody waits, or it did not fit and EIO went instead."""
         if chain.done:
             return False
+        if type(message) is bytes and len(message) <= chain.writable:
+            return self.queue.answer_with(chain, message)
         try:
             filled, whole = self._fill(chain, message)
             return self.queue.push(chain, filled) and whole

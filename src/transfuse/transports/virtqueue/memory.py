@@ -127,6 +127,11 @@ class GuestMemory:
                 return [region.view[skip : skip + length]] if length else []
         return self._pieces(i, guest_address, length)
 
+    def region_at(self, guest_address: int) -> tuple[int, int, memoryview]:
+        """Guest address, size and bytes of the region in which there is something at a guest address."""
+        region = self._by_guest[bisect_right(self._guest_starts, guest_address) - 1]
+        return region.guest_address, region.size, region.view
+
     def _pieces(self, i: int, address: int, length: int) -> list[memoryview]:
         pieces = []
         left = length

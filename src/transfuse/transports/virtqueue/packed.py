@@ -29,6 +29,7 @@ from transfuse.transports.virtqueue.layout import (
     EVENT_DESC,
     EVENT_DISABLE,
     EVENT_ENABLE,
+    MAX_SEGMENTS,
     WRAP,
     le16,
     packed_base,
@@ -127,14 +128,18 @@ class PackedDevice(DeviceQueue):
     def _chain(self, found: list[Descriptor]) -> Chain:
         chain = Chain(self, found[-1][2])
         chain.slots = len(found)
+        segments = []
         for address, length, _, flags in found:
-            if flags & DESC_INDIRECT:
-                for inner in DESC.iter_unpack(self._table(address, length, flags)):
-                    if inner[3] & DESC_INDIRECT:
-                        raise RingError("indirect descriptor in an indirect table")
-                    self._add(chain, inner[0], inner[1], inner[3])
-            else:
-                self._add(chain, address, length, flags)
+            if not flags & DESC_INDIRECT:
+                segments.append((address, length, flags))
+                continue
+            for inner_address, inner_length, _, inner_flags in DESC.iter_unpack(self._table(address, length, flags)):
+                if inner_flags & DESC_INDIRECT:
+                    raise RingError("indirect descriptor in an indirect table")
+                if len(segments) == MAX_SEGMENTS:
+                    raise RingError(f"chain of more than {MAX_SEGMENTS} segments")
+                segments.append((inner_address, inner_length, inner_flags))
+        self._collect(chain, segments)
         return chain
 
     def _publish(self, chain: Chain, written: int) -> None:

@@ -22,6 +22,7 @@ from transfuse.transports.virtqueue.layout import (
     DESC_NEXT,
     DESC_SIZE,
     DESC_WRITE,
+    MAX_SEGMENTS,
     USED_NO_NOTIFY,
     le16,
     le32,
@@ -87,10 +88,10 @@ class SplitDevice(DeviceQueue):
         return chain
 
     def _chain(self, head: int) -> Chain:
-        chain = Chain(self, head)
         table: memoryview | bytes = self._desc
-        entries = self.size
-        at, left, indirect = head, self.size, False
+        entries = left = self.size
+        at, indirect = head, False
+        found: list[tuple[int, int, int]] = []
         while True:
             if at >= entries:
                 raise RingError(f"descriptor {at} in a table of {entries}")
@@ -106,10 +107,15 @@ class SplitDevice(DeviceQueue):
             if not left:
                 raise RingError(f"chain that does not end within a table of {entries}")
             left -= 1
-            self._add(chain, address, length, flags)
+            if len(found) == MAX_SEGMENTS:
+                raise RingError(f"chain of more than {MAX_SEGMENTS} segments")
+            found.append((address, length, flags))
             if not flags & DESC_NEXT:
-                return chain
+                break
             at = following
+        chain = Chain(self, head)
+        self._collect(chain, found)
+        return chain
 
     def _publish(self, chain: Chain, written: int) -> None:
         slot = self._used_idx & (self.size - 1)
