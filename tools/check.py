@@ -1,4 +1,9 @@
-"""What `make test` runs after tools/bootstrap.sh: lint, types, both forms, the unit part on every Python found.
+"""What `make test` runs after tools/bootstrap.sh: lint, types, both forms, every Python found, real kernels and guests.
+
+Two lanes run side by side. In one, what needs the machine for itself (mounts, fusectl, guests) goes one test after the
+other, and waits most of the time; in the other everything else: the compiled form on this Python, then the plain form
+with coverage on the newest other Python (whose sys.monitoring makes coverage cheap), then the layers below the command
+line on the Python that is left. The output of the second lane follows that of the first.
 
 Every step runs even if an earlier one failed. The last lines say what was skipped and why, what each step took, and
 one verdict.
@@ -15,17 +20,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SUPPORTED = ("3.11", "3.12", "3.13")
-ON_EVERY_PYTHON = ("wire", "session", "client", "transports", "fs", "cli")
-# Folders of tests/ that run on the other Pythons, too; the whole suite on each would take an hour.
-STEPS = ("lint", "native", "compiled", "plain", "pythons")
+SLICE = ("wire", "session", "client", "transports", "fs", "native", "filesystems/hostdir")
+"""Folders of tests/ that run on the Python that has neither of the two whole runs."""
+STEPS = ("lint", "native", "interop", "compiled", "plain", "slice")
 REQUIRE = os.environ.get("TRANSFUSE_REQUIRE", "") not in ("", "0")
 # Long enough for a slow machine, short enough that a hang is told from a slow run. Seconds.
 SUITE_LIMIT_S = 1800
@@ -37,13 +43,33 @@ class Run:
     folder: Path
     results: list[tuple[str, str, float, str]] = field(default_factory=list)  # name, ok/FAILED/skipped, seconds, remark
     skip_files: dict[str, Path] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def step(
         self, name: str, command: list[str], env: Mapping[str, str] | None = None, limit_s: float = STEP_LIMIT_S
     ) -> bool:
-        print(f"\n==== {name}: {' '.join(str(c).removeprefix(str(ROOT) + '/') for c in command)}", flush=True)
+        """Run one command. Its output is shown as it comes in the main thread, else when it is over."""
+        title = f"\n==== {name}: {' '.join(str(c).removeprefix(str(ROOT) + '/') for c in command)}"
         start = time.monotonic()
-        child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(env or {})})
+        if threading.current_thread() is threading.main_thread():
+            print(title, flush=True)
+            status, remark = self._wait(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(env or {})}), limit_s)
+        else:
+            with tempfile.TemporaryFile("w+", errors="replace") as output:
+                child = subprocess.Popen(
+                    command, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=output, stderr=output
+                )
+                status, remark = self._wait(child, limit_s)
+                output.seek(0)
+                with self.lock:
+                    print(title, output.read(), sep="\n", flush=True)
+        with self.lock:
+            self.results.append((name, "FAILED" if status else "ok", time.monotonic() - start, remark))
+        return status == 0
+
+    @staticmethod
+    def _wait(child: subprocess.Popen[bytes] | subprocess.Popen[str], limit_s: float) -> tuple[int, str]:
         remark = ""
         try:
             status = child.wait(limit_s)
@@ -57,8 +83,7 @@ class Run:
         except KeyboardInterrupt:
             child.wait(20)
             raise
-        self.results.append((name, "FAILED" if status else "ok", time.monotonic() - start, remark))
-        return status == 0
+        return status, remark
 
     def pytest(self, name: str, python: Path, args: list[str], native: str, *, spread: bool = True) -> bool:
         report = self.folder / f"{len(self.skip_files)}.jsonl"
@@ -68,8 +93,9 @@ class Run:
         # kernel's background work); it is counted as "rerun" in the last line, and two failures are a failure.
         command += ["--reruns", "1"]
         if spread:
-            command += ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"]
-        return self.step(name, [*command, *args], {"TRANSFUSE_NATIVE": native}, SUITE_LIMIT_S)
+            command += ["-n", str(max(1, (os.cpu_count() or 1) - 1)), "--dist", "worksteal"]
+        env = {"TRANSFUSE_NATIVE": native, "COVERAGE_CORE": "sysmon"}
+        return self.step(name, [*command, *args], env, SUITE_LIMIT_S)
 
     def skip(self, name: str, why: str, *, fatal: bool = False) -> None:
         self.results.append((name, "FAILED" if fatal else "skipped", 0.0, why))
@@ -111,7 +137,7 @@ def ready_venv(run: Run, version: str, base: Path) -> Path | None:
     if stamp.exists() and stamp.read_text() == want and python.exists():
         return python
     shutil.rmtree(folder, ignore_errors=True)
-    install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-e", ".[test,cli,fsspec]"]
+    install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-e", ".[dev,cli,fsspec]"]
     if run.step(f"make .venvs/{version}", [str(base), "-m", "venv", str(folder)]) and run.step(
         f"install into .venvs/{version}", install, {"TRANSFUSE_NATIVE": "0"}
     ):
@@ -120,20 +146,41 @@ def ready_venv(run: Run, version: str, base: Path) -> Path | None:
     return None
 
 
-def other_pythons(run: Run, args: list[str]) -> None:
+def others(run: Run) -> list[tuple[str, Path]]:
+    """The other supported Pythons on this machine, newest first: (version, interpreter of its environment)."""
     mine = ".".join(platform.python_version_tuple()[:2])
-    for version in SUPPORTED:
+    found = []
+    for version in reversed(SUPPORTED):
         if version == mine:
             continue
         base = python_for(version)
         if base is None:
-            run.skip(f"unit tests, Python {version}", f"no python{version} on this machine")
-            continue
-        python = ready_venv(run, version, base)
-        if python is not None:
-            native = build_native(run, python, f"Python {version}")
-            folders = [f"tests/{name}" for name in ON_EVERY_PYTHON]
-            run.pytest(f"unit tests, Python {version}", python, ["-m", "not interop", *folders, *args], native)
+            run.skip(f"tests on Python {version}", f"no python{version} on this machine")
+        elif (python := ready_venv(run, version, base)) is not None:
+            found.append((version, python))
+    return found
+
+
+def quick_lane(run: Run, steps: list[str], native: str, args: list[str]) -> None:
+    """Everything that does not need the machine for itself."""
+    python = Path(sys.executable)
+    if "compiled" in steps:
+        form = "compiled form" if native == "require" else "plain form, for want of a compiled one"
+        run.pytest(f"tests without interop, {form}", python, ["-m", "not interop", *args], native)
+    if not {"plain", "slice"} & set(steps):
+        return
+    found = others(run)
+    if "plain" in steps:
+        version, other = found[0] if found else ("of this machine", python)
+        cover = ["--cov", "--cov-report=term"]
+        run.pytest(
+            f"tests without interop, plain form, Python {version}", other, ["-m", "not interop", *cover, *args], "0"
+        )
+    if "slice" in steps:
+        for version, other in found[1:] or found:
+            built = build_native(run, other, f"Python {version}")
+            folders = [f"tests/{name}" for name in SLICE]
+            run.pytest(f"tests of the layers, Python {version}", other, ["-m", "not interop", *folders, *args], built)
 
 
 def summary(run: Run) -> int:
@@ -154,7 +201,7 @@ def summary(run: Run) -> int:
     for name, status, seconds, remark in run.results:
         print(f"  {status:8}{seconds:7.1f} s  {name}{f'  ({remark})' if remark else ''}")
     failed = [r[0] for r in run.results if r[1] == "FAILED"]
-    total = sum(r[2] for r in run.results)
+    total = time.monotonic() - run.began
     print()
     if failed:
         print(f"FAILED: {', '.join(failed)} ({total / 60:.1f} min)")
@@ -182,21 +229,20 @@ def main() -> int:
             run.step("ruff", [str(python), "-m", "ruff", "check", "."])
             run.step("mypy", [str(python), "-m", "mypy", "--strict", "src"])
         native = "0"
-        if {"native", "compiled"} & set(steps):
+        if {"native", "interop", "compiled"} & set(steps):
             native = build_native(run, python, "this Python")
-        if "compiled" in steps:
-            form = "compiled form" if native == "require" else "plain form, for want of a compiled one"
-            run.pytest(f"tests without interop, {form}", python, ["-m", "not interop", *options.pytest_args], native)
-            # One after the other: mounts, fusectl, the kernel's caches and log belong to the whole machine.
-            interop = ["-m", "interop", *options.pytest_args]
-            run.pytest(f"interop, {form}", python, interop, native, spread=False)
-        if "plain" in steps:
-            cover = ["--cov", "--cov-report=term"]
-            run.pytest(
-                "tests without interop, plain form", python, ["-m", "not interop", *cover, *options.pytest_args], "0"
-            )
-        if "pythons" in steps:
-            other_pythons(run, options.pytest_args)
+        lanes: list[Callable[[], None]] = []
+        if {"compiled", "plain", "slice"} & set(steps):
+            lanes.append(lambda: quick_lane(run, steps, native, options.pytest_args))
+        threads = [threading.Thread(target=lane, daemon=True) for lane in lanes]
+        for thread in threads:
+            thread.start()
+        if "interop" in steps:
+            # One after the other: mounts, fusectl, guests, the kernel's caches and log belong to the whole machine.
+            form = "compiled form" if native == "require" else "plain form"
+            run.pytest(f"interop, {form}", python, ["-m", "interop", *options.pytest_args], native, spread=False)
+        for thread in threads:
+            thread.join()
         return summary(run)
 
 

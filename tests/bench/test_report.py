@@ -264,6 +264,7 @@ def test_wrong_arguments_are_refused(argv: list[str], capsys: pytest.CaptureFixt
     assert "usage" in capsys.readouterr().err
 
 
+@pytest.mark.soak
 def test_native_alone_runs_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = cli.main([
         "--quick", "--rounds", "1", "--subjects", "native", "--only", "open,create", "--tmpfs", str(tmp_path),

@@ -74,8 +74,8 @@ def run_inside(
     words = json.dumps({"sources": sources or [], "wanted": wanted or {}, **given})
     ids: dict[str, Any] = {"user": USER, "group": USER, "extra_groups": ()} if user else {}
     return subprocess.run(
-        [python, "-P", "-c", before + START + body + END, words], capture_output=True, text=True, timeout=LIMIT_S, cwd="/",
-        env={"PYTHONPATH": SOURCES, "PATH": "/usr/bin:/bin"}, **ids,
+        [python, "-P", "-c", before + START + body + END, words], capture_output=True, text=True, timeout=LIMIT_S,
+        cwd="/", env={"PYTHONPATH": SOURCES, "PATH": "/usr/bin:/bin"}, **ids,
     )  # fmt: skip
 
 

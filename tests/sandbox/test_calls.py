@@ -35,6 +35,7 @@ def test_numbers_are_those_of_the_headers(column: int) -> None:
     common = dict(re.findall(r"#define (__NR3264_\w+) (\d+)", text))
     named = re.findall(r"#define __NR_(\w+) (\w+)", text)
     header = {name: int(common.get(value, value)) for name, value in named if common.get(value, value).isdigit()}
+    header.pop("syscalls", None)  # how many there are
     assert len(header) > 200
     ours = {name: row[column] for name, row in ALL.items()}
     assert {name: (number, header[name]) for name, number in ours.items() if header.get(name, number) != number} == {}

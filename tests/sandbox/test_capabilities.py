@@ -15,7 +15,9 @@ def test_numbers_are_those_of_the_header() -> None:
     header = Path("/usr/include/linux/capability.h")
     if not header.exists():
         pytest.skip("linux/capability.h is not found here")
-    found = {name.lower(): int(number) for name, number in re.findall(r"#define CAP_(\w+)\s+(\d+)\n", header.read_text())}
+    found = {
+        name.lower(): int(number) for name, number in re.findall(r"#define CAP_(\w+)\s+(\d+)\n", header.read_text())
+    }
     assert {name: NAMES.index(name) for name in found} == found
 
 

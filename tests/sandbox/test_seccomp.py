@@ -99,8 +99,8 @@ def test_kill_ends_the_process(call: str) -> None:
 
 @here
 def test_trap_is_a_signal_and_log_lets_pass() -> None:
-    body = "import signal\nsignal.signal(31, lambda *a: sys.exit(7))\nos.execv('/bin/true', ['true'])"
-    assert run_inside(body, wanted={"sandbox": "none", "seccomp": "trap"}).returncode == 7
+    body = "os.execv('/bin/true', ['true'])"
+    assert run_inside(body, wanted={"sandbox": "none", "seccomp": "trap"}).returncode == -signal.SIGSYS
     assert run_inside(body, wanted={"sandbox": "none", "seccomp": "log"}).returncode == 0
 
 

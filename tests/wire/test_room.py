@@ -41,6 +41,13 @@ def test_reads_say_how_much_they_want(order: ByteOrder, opcode: Opcode) -> None:
     assert room_for_reply(encode_request(order, opcode, 2, 1, 0, 0, 0, body)).size == 16 + 70000
 
 
+@pytest.mark.parametrize("wanted", [0, 1, 7])
+def test_a_small_read_gets_no_more_room_than_it_wants(wanted: int) -> None:
+    """virtiofsd in C fills what there is."""
+    body = w.ReadIn(size=wanted).encode("<")
+    assert room_for_reply(encode_request("<", Opcode.READ, 2, 1, 0, 0, 0, body)).size == 16 + wanted
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_an_attribute_of_unknown_size_is_answered_by_its_size(order: ByteOrder) -> None:
     body = w.GetxattrIn(size=0).encode(order) + b"user.x\0"

@@ -66,7 +66,6 @@ cdef enum:
     OUT_HEADER = 16
     WRITE_HEAD = 80
     WRITE_OUT = 24
-    NOTIFY_AFTER = 16
     POLL_MS = 1
     LARGE = 1 << 16
 
@@ -198,7 +197,6 @@ cdef class Lane:
         cdef Chain chain
         cdef uint64_t[::1] counters = worker.counters
         cdef Py_ssize_t step = worker.step_at, park = worker.park_at
-        cdef int unsaid = 0
         cdef Py_buffer view
         cdef size_t room
         cdef object message
@@ -208,7 +206,6 @@ cdef class Lane:
             room = view.len
             while True:
                 if self.halted:
-                    self.tell()
                     return "halted"
                 try:
                     chain = queue.pop_chain()
@@ -216,13 +213,8 @@ cdef class Lane:
                     self.break_down(error)
                     return "broken"
                 if chain is None:
-                    unsaid = 0
-                    self.tell()
                     self.sleep()
                     continue
-                if unsaid >= NOTIFY_AFTER:
-                    unsaid = 0
-                    self.tell()
                 if self.waiting and queue.arm_kicks():
                     # Others watch the ring while this one is in a handler; and there is more already.
                     signal_fd(self.nudge_fd)
@@ -235,12 +227,9 @@ cdef class Lane:
                 # Not kept while this worker sleeps: an answer may hold a file open, a chain its memory.
                 chain = None
                 message = None
-                unsaid += 1
                 counters[step] += 1
-                if counters[park]:
-                    self.tell()
-                    if not worker.park():
-                        return "home"
+                if counters[park] and not worker.park():
+                    return "home"
         finally:
             PyBuffer_Release(&view)
 
@@ -291,24 +280,30 @@ cdef class Lane:
         return None
 
     cdef bint give(self, Chain chain, uint32_t written):
-        """Push; False: the queue was stopped, or the chain given back before."""
-        cdef int result = self.queue.push_chain(chain, written)
+        """Push, and tell the driver if it wants to know. False: the queue was stopped, or the chain given back before.
+
+        The driver is told at once, not after a few more requests: the next handler may wait for long, and for something
+        that only a peer does who has this answer. A driver that is awake has asked not to be told, so that this costs
+        no more than a look at the ring.
+        """
+        cdef int result = self.queue.push_chain(chain, written, True)
         if result < 0:
             self.queue.breaks()
+        elif result > 1:
+            signal_fd(self.call)
         return result > 0
 
     def answer(self, Chain chain not None, message):
         """A late reply."""
-        if not self.put(chain, message):
-            return False
-        self.tell()
-        return True
+        return self.put(chain, message)
 
-    def put(self, Chain chain not None, message):
+    cpdef bint put(self, Chain chain, message) except -1:
         """Give `chain` back with `message` in it. False: nobody waits, or it did not fit and EIO went instead."""
         cdef char header[WRITE_OUT]
         cdef uint64_t size
         cdef const char *data
+        if chain is None:
+            raise TypeError("no chain")
         if chain.done:
             return False
         if type(message) is bytes:
@@ -411,10 +406,7 @@ cdef class Lane:
     # -- eventfds
 
     def notify(self):
-        """Tell the driver of what was pushed, if it wants to know."""
-        self.tell()
-
-    cdef void tell(self) noexcept:
+        """Tell the driver of what was pushed past the lane, if it wants to know."""
         if self.queue.notify_wanted():
             signal_fd(self.call)
 

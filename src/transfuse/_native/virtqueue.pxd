@@ -100,8 +100,9 @@ cdef class DeviceQueue:
     cdef int begin(self, memory, size, desc, driver_area, device_area, features, base, inflight, log, log_rings, guest_physical) except -1
     cdef int find_areas(self, GuestMemory memory, areas *found) except -1
     cdef Chain pop_chain(self)
-    cdef int push_chain(self, Chain chain, uint32_t written) noexcept nogil
+    cdef int push_chain(self, Chain chain, uint32_t written, bint ask) noexcept nogil
     cdef bint notify_wanted(self) noexcept nogil
+    cdef bint wants_call(self) noexcept nogil
     cdef bint arm_kicks(self) noexcept nogil
     cdef int enter(self) noexcept nogil
     cdef void leave(self) noexcept nogil

@@ -593,7 +593,7 @@ cdef class DeviceQueue:
             raise ValueError(f"{written} bytes written of a chain with room for {chain.writable}")
         if chain.queue is not self:
             raise ValueError("a chain of another queue")
-        result = self.push_chain(chain, written)
+        result = self.push_chain(chain, written, False)
         if result < 0:
             self.breaks()
         return result > 0
@@ -661,8 +661,9 @@ cdef class DeviceQueue:
             raise self.breaks()
         return chain if code else None
 
-    cdef int push_chain(self, Chain chain, uint32_t written) noexcept nogil:
-        """1: given back; 0: not (any more); -1: the inflight region made no sense."""
+    cdef int push_chain(self, Chain chain, uint32_t written, bint ask) noexcept nogil:
+        """1: given back; 0: not (any more); -1: the inflight region made no sense. 2: given back and, if that was
+        asked, the driver wants to be told of what was pushed (`notify_wanted`)."""
         cdef early *turn
         cdef uint64_t left, size
         cdef int i, result = 1
@@ -700,20 +701,26 @@ cdef class DeviceQueue:
                 self.flying -= 1
         if not self.flying:
             pthread_cond_broadcast(&self.changed)
+        if ask and result > 0 and self.wants_call():
+            result = 2
         pthread_mutex_unlock(&self.lock)
         return result
 
     cdef bint notify_wanted(self) noexcept nogil:
-        cdef uint32_t pushed
-        cdef bint wanted = False
+        cdef bint wanted
         pthread_mutex_lock(&self.lock)
-        pushed = self.pushed
-        self.pushed = 0
-        if pushed and not flag_of(&self.halted):
-            full_fence()
-            wanted = self.call_wanted(pushed)
+        wanted = not flag_of(&self.halted) and self.wants_call()
         pthread_mutex_unlock(&self.lock)
         return wanted
+
+    cdef bint wants_call(self) noexcept nogil:
+        """With the lock: does the driver want to be told of what was pushed since this was asked last?"""
+        cdef uint32_t pushed = self.pushed
+        self.pushed = 0
+        if not pushed:
+            return False
+        full_fence()
+        return self.call_wanted(pushed)
 
     cdef bint arm_kicks(self) noexcept nogil:
         cdef bint waits = False

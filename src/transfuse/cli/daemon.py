@@ -42,11 +42,7 @@ class Ready:
 
     def announce(self, line: str, environment: Mapping[str, str]) -> None:
         """Say it, once."""
-        said = f"READY=1\nSTATUS={line}"
-        if self.outside is None:
-            notify_service_manager(said, environment)
-        else:
-            self.outside.notify(said)
+        self._notify(f"READY=1\nSTATUS={line}", environment)
         if self._pipe_fd is None:
             print(line, flush=True)
             return
@@ -61,6 +57,16 @@ class Ready:
         os.write(self._pipe_fd, _READY)
         os.close(self._pipe_fd)
         self._pipe_fd = None
+
+    def stopping(self, environment: Mapping[str, str]) -> None:
+        """Tell the service manager that the end has begun."""
+        self._notify("STOPPING=1", environment)
+
+    def _notify(self, text: str, environment: Mapping[str, str]) -> None:
+        if self.outside is None:
+            notify_service_manager(text, environment)
+        else:
+            self.outside.notify(text)
 
 
 def in_background(work: Callable[[Ready], int]) -> int:

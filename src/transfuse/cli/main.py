@@ -35,6 +35,7 @@ examples:
   transfuse ls -l ~/data                       read the same without a mount
   transfuse umount /mnt/data
   transfuse serve ~/data unix:files.sock       for programs that read it over a socket
+  transfuse serve ~/data --socket-path vm.sock for a virtual machine
   transfuse doctor                             what this machine allows
 
 In /etc/fstab:  /srv/data  /mnt/data  fuse.transfuse  cache=always,ro  0  0"""

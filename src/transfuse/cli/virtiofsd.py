@@ -149,6 +149,10 @@ COMPAT: dict[str, str] = {
 """What the words of -o stand for; "": that is so anyway, "no ...": as if the option had not been given."""
 
 EPILOG = f"""\
+examples:
+  transfuse virtiofsd --shared-dir /srv/vm --socket-path /run/vm.sock --xattr
+  transfuse virtiofsd --shared-dir ~/data --fd 3 --readonly --translate-uid map:0:1000:1
+
 also: -o WORD[=VALUE][,...] with the C daemon's names; -d (--log-level debug); -f (it stays in the foreground anyway);
   --print-capabilities, --print-description, -h, -V
 

@@ -1,8 +1,8 @@
 """The process that stays outside while its child serves in the sandbox.
 
-It does for the child what only can be done outside: pass on signals, tell the service manager that the child is ready,
-remove the socket's file at the end, and say why the child died. It reads nothing of what peers send; the child's words
-to it are two, and a line of text.
+It does for the child what only can be done outside: pass on signals, tell the service manager that the child is ready
+or ends, remove the socket's file at the end, and say why the child died. It reads nothing of what peers send; the
+child's words to it are two, and a line of text.
 
 The child leads a process group of its own, so that a Ctrl-C at the terminal reaches it once, by way of this process. It
 is killed when this process is.
@@ -29,7 +29,7 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MAX_WORD = 4096
 """Bytes of one message of the child."""
 NOTIFY, DETACH = b"N", b"D"
-READY = b"READY=1\n"
+READY, STOPPING = b"READY=1\n", b"STOPPING=1"
 
 
 class SocketFiles:
@@ -128,6 +128,8 @@ def _listen(sock: socket.socket, notify: Callable[[str], object]) -> None:
             return
         if word[:1] == NOTIFY and word[1:].startswith(READY):
             notify(_ready_text(word[1:]))
+        elif word == NOTIFY + STOPPING:
+            notify(STOPPING.decode())
         elif word[:1] == DETACH:
             null = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):

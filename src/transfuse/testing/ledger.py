@@ -109,7 +109,9 @@ class Ledger(Wrapper):
             return len(self._open())
 
     def held_lookups(self) -> int:
-        """How many lookups the peer has not given back."""
+        """How many lookups the peer has not given back; 0 if the filesystem does not want them back."""
+        if "forget" not in self.operations():
+            return 0  # nobody counts them down
         with self._lock:
             return self.lookups.total()
 

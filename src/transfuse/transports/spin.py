@@ -2,15 +2,15 @@
 
 A client that waits for each answer (find, git status, a build) sends its next request a few µs after it. A reader that
 went to sleep in between has to be woken, mostly on another CPU than the client's: on an otherwise idle machine that is
-a third of what a GETATTR takes, and its caches are cold. So when QUICK requests in a row came within SPIN_NS, the reader
-looks for the next one (read() without waiting, sched_yield() between) for up to SPIN_NS, then sleeps again.
+a third of what a GETATTR takes, and its caches are cold. So when QUICK requests in a row came within SPIN_NS, the
+reader looks for the next one (read() without waiting, sched_yield() between) for up to SPIN_NS, then sleeps again.
 
 It must not take the CPU from anyone. sched_yield() lets others run at once; a look that then takes long tells that they
 did, and as soon as LOST_NS of WINDOW_NS were lost to others there is no looking for BUSY_NS. So on a busy machine it
 costs the share of a time slice in BUSY_NS, below 1 %.
 
 This is the plain form, and what the loop in transfuse._native.devloop does in C, which is given the same NUMBERS.
-Figures: docs/decisions/0008-looking-before-sleeping.md.
+Figures: docs/decisions/0009-looking-before-sleeping.md.
 """
 
 from __future__ import annotations

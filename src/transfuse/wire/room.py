@@ -46,6 +46,7 @@ _WANTED_AT: dict[int, int] = {
     opcode: InHeader.SIZE + next(field.offset for field in body.FIELDS if field.name == name)
     for opcode, (body, name) in _WANTED.items()
 }
+_XATTR = frozenset((int(Opcode.GETXATTR), int(Opcode.LISTXATTR)))
 _FIXED: dict[int, int] = {
     opcode: OutHeader.SIZE + sum(part.SIZE for part in row.reply) if row.replies else 0
     for opcode, row in OPERATIONS.items()
@@ -73,7 +74,9 @@ def room_for_reply(message: Sequence[Buffer]) -> Room:
     at = _WANTED_AT.get(opcode)
     if at is not None:
         (wanted,) = _SIZES[order].unpack_from(head, at)
-        size += max(wanted, GetxattrOut.SIZE)
+        # Exactly as much as is wanted: there are servers that fill whatever room a READ has. The size of an attribute
+        # is asked for by wanting nothing of it.
+        size += wanted or (GetxattrOut.SIZE if opcode in _XATTR else 0)
     elif opcode == Opcode.READLINK:
         size += PATH_MAX
     return Room(order, opcode, unique, size)

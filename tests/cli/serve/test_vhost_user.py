@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import grp
 import os
+import re
 import signal
 import socket
 import stat
@@ -19,7 +20,7 @@ from cli.runs import LIMIT_S, Cli, command, environment, run, started
 from transfuse.cli.errors import CommandError
 from transfuse.cli.options import read_settings
 from transfuse.cli.serve.kinds import add_kinds
-from transfuse.cli.serve.vhost_user import check, implied
+from transfuse.cli.serve.vhost_user import add_flags, check, implied
 from transfuse.wire import structs as w
 from transports.vhost_user.raw_frontend import RawFrontend
 
@@ -39,6 +40,22 @@ def frontend_of(where: Path, **options: int) -> Iterator[RawFrontend]:
         yield frontend
     finally:
         frontend.close()
+
+
+def direct(frontend: RawFrontend, name: bytes) -> tuple[bytes, bytes]:
+    """Two pages by O_DIRECT: as they were, and after the second was overwritten."""
+    nodeid = frontend.lookup(name).struct(w.EntryOut).nodeid
+    fh = frontend.open(nodeid, os.O_RDWR | os.O_DIRECT)
+
+    def put_data_on_a_page(before: int) -> None:
+        frontend.allocate(4096 - before, 4096)  # the next allocation begins where this ends, `before` bytes in front
+
+    put_data_on_a_page(96)  # the request, and the header of the answer
+    read = frontend.read(nodeid, fh, 8192).body
+    put_data_on_a_page(80)
+    assert frontend.write(nodeid, fh, b"w" * 4096, offset=4096).struct(w.WriteOut).size == 4096
+    put_data_on_a_page(96)
+    return read, frontend.read(nodeid, fh, 8192).body
 
 
 def content(frontend: RawFrontend, name: bytes) -> bytes:
@@ -119,6 +136,16 @@ def test_a_number_is_a_group() -> None:
         check("/s", parsed("--socket-group", "4x"), read_settings([]))
 
 
+def test_the_page_has_every_option() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    section = re.search(r"^## vhost-user:SOCKET\n(.*?)(?:^## |\Z)", text, re.S | re.M)
+    assert section is not None
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flags(parser)
+    own = {action.option_strings[0] for action in parser._actions}
+    assert set(re.findall(r"^\| `(--[a-z-]+)`", section[1], re.M)) == own | {"--require-acl"}
+
+
 def test_it_serves_one_machine_after_the_other(data: Path, sock: Path) -> None:
     with started("serve", data, "--socket-path", sock, "--tag", "files", "--queues", "3") as (process, line):
         assert line.startswith(f"{data} served on vhost-user:{sock} (tag files, 3 queues, ")
@@ -181,6 +208,17 @@ def test_a_guest_goes_on_with_the_next_server(data: Path, sock: Path, tmp_path: 
             frontend.close()
 
 
+def test_data_goes_by_o_direct_where_that_is_asked_for(data: Path, sock: Path) -> None:
+    place = data / "pages"
+    place.write_bytes(b"r" * 8192)
+    try:
+        os.close(os.open(place, os.O_RDWR | os.O_DIRECT))
+    except OSError:
+        pytest.skip(f"the filesystem of {data} has no O_DIRECT")
+    with started("serve", data, "--socket-path", sock, "-o", "o_direct=yes"), frontend_of(sock) as frontend:
+        assert direct(frontend, b"pages") == (b"r" * 8192, b"r" * 4096 + b"w" * 4096)
+
+
 @pytest.mark.needs("root")
 def test_a_group_may_be_let_in(data: Path, sock: Path) -> None:
     name = grp.getgrgid(1).gr_name
@@ -200,3 +238,4 @@ def test_in_the_background_it_returns_when_it_can_be_used(data: Path, sock: Path
         assert listening.recv(4096).startswith(b"READY=1\n")
         with frontend_of(sock) as frontend:
             assert content(frontend, b"a.txt") == b"first\n"
+        assert listening.recv(4096) == b"STOPPING=1"

@@ -577,3 +577,26 @@ def test_no_kick_and_no_call_is_lost(wires, order, kind, event, workers):
         if done < sent and not driver.arm():
             assert select.select([wire.call], [], [], 10)[0], f"{sent - done} requests stay unanswered"
             os.eventfd_read(wire.call)
+
+
+@pytest.mark.parametrize("features", [F_VERSION_1, FULL, FULL | F_RING_PACKED])
+def test_an_answer_is_told_before_the_next_request_is_served(wires, features):
+    """Whoever waits for it may be the one that the next handler waits for."""
+
+    def handle(buffer, start, end, chain):
+        if buffer[start + 8] == 2:
+            assert gate.wait(10)
+        return bytes(16)
+
+    gate = threading.Event()
+    wire = wires(features=features)
+    wire.handle = handle
+    wire.rings.driver.arm()
+    wire.send(header(GETATTR, 56, unique=1) + bytes(16), room=16, pieces=1)
+    wire.send(header(GETATTR, 56, unique=2) + bytes(16), room=16, pieces=1)
+    while select.select([wire.call], [], [], 0)[0]:
+        os.eventfd_read(wire.call)
+    wire.start()
+    assert wire.receive() == bytes(16)
+    gate.set()
+    assert wire.receive() == bytes(16)

@@ -30,13 +30,14 @@ examples:
   transfuse serve ~/data unix:files.sock --read-only --background
   transfuse serve memory: unix:/tmp/scratch.sock -o size_bytes=64M
   transfuse serve python:hello.py:Hello unix:hello.sock -o greeting=Servus
+  transfuse serve ~/data --socket-path /run/user/1000/vm.sock --tag data --queues 4
 
 and from elsewhere:
   transfuse ls -l unix:/run/user/1000/files.sock
   transfuse cp -a --from unix:/run/user/1000/files.sock / ./copy
 
-The file of a Unix socket has mode 0600, and whoever may connect has the rights of the server: it is for one user.
-docs/serving.md says what the clients share."""
+The file of a socket has mode 0600, and whoever may connect has the rights of the server: it is for one user.
+docs/serving.md says what the clients share, and how a virtual machine comes by its device."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

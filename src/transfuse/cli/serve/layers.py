@@ -1,7 +1,7 @@
 """What is put around the source before it is served: other names of extended attributes, other ids, no changes.
 
-The rules are virtiofsd's (--xattrmap, --translate-uid, --translate-gid). From the inside out: attributes, ids, then
-read-only, so that nothing that is refused is looked at.
+The rules are virtiofsd's (--xattrmap, --translate-uid, --translate-gid). From the inside out: ids, attributes (so that
+ACLs which are not to be used are refused before their ids are looked at), read-only.
 """
 
 from __future__ import annotations
@@ -69,17 +69,15 @@ class Layers:
     def around(self, filesystem: AnyFilesystem) -> AnyFilesystem:
         """`filesystem` with all that around it."""
         rules = self.xattrs
-        translated = self.uids is not None or self.gids is not None
-        if translated:
+        if self.uids is not None or self.gids is not None:
             # Ids in ACLs would have to come back as they went, which rules for each direction need not do.
             rules = XattrMap([*HIDDEN_ACLS, *(rules.rules if rules is not None else [EVERYTHING])])
+            filesystem = IdMapped(filesystem, self.uids or Translation([]), self.gids or Translation([]))
         try:
             if rules is not None:
                 filesystem = map_xattrs(filesystem, rules)
         except TypeError as error:
             raise CommandError("option --xattrmap", str(error), "let security.capability pass", USAGE) from error
-        if translated:
-            filesystem = IdMapped(filesystem, self.uids or Translation([]), self.gids or Translation([]))
         if self.require_acl:
             filesystem = _AclRequired(filesystem)
         return ReadOnly(filesystem) if self.read_only else filesystem

@@ -106,6 +106,7 @@ def serve(inside: Inside, service: Service, ready: Ready) -> int:
                     served = f"{service.source.text} served on unix:{service.place}"
                     ready.announce(f"{served} (up to {clients}, {form()}; {inside.line})", environment())
                 signals.wait(listener.wait)
+                ready.stopping(environment())
         finally:
             shared.wait_empty(SETTLE_S)
             executor.close()

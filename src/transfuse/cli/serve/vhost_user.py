@@ -184,7 +184,8 @@ def make_transport(sock: socket.socket, service: Service, state_path: str | None
     try:
         return VhostUserTransport(
             sock, tag=args.tag or "", queues=args.queues or 1, window=args.dax or 0, once=bool(args.once),
-            state_path=state_path, remote_locks=bool(args.remote_locks), **({} if workers is None else {"workers": workers}),
+            state_path=state_path, remote_locks=bool(args.remote_locks),
+            **({} if workers is None else {"workers": workers}),
         )  # fmt: skip
     except OSError as error:
         raise _state_error(args, error) from error
@@ -228,6 +229,7 @@ def _serve(
         if not signals.number:
             ready.announce(_announcement(service, inside.line), environment())
         signals.wait(server.wait)
+        ready.stopping(environment())
     finally:
         server.close()
     return OK

@@ -15,7 +15,7 @@ class MemoryFilesystem(Names, Attributes, Files):
     `size_bytes` and `max_inodes` bound it (ENOSPC beyond). `clock` returns nanoseconds since 1970 and is the only way
     time gets in. `check_permissions`: check modes, ACLs and owners by the request's identity, for peers that don't do
     it themselves (a kernel does). `features` replaces what it would negotiate: POSIX ACLs, HANDLE_KILLPRIV_V2, export
-    by handle.
+    by handle, and that cached data are dropped by notification only, which is right for one peer at a time.
 
         with transfuse.mount(MemoryFilesystem(size_bytes=64 << 20), "/mnt/scratch"): ...
     """

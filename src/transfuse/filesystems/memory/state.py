@@ -80,7 +80,16 @@ class State(Filesystem):
     ) -> None:
         if size_bytes < PAGE or max_inodes < 1:
             raise ValueError(f"no room for anything: size_bytes {size_bytes}, max_inodes {max_inodes}")
-        self.features = features or Features(posix_acl=True, handle_killpriv_v2=True, export_support=True)
+        # Nothing changes behind the peer's back, so it keeps cached data. Dropping them whenever mtime moved would not
+        # only cost: where several processes write a file, Linux could read a page again while a write to it is still
+        # under way, and keep what was there before (fs/fuse/file.c, fuse_fill_write_pages unlocks before it sends).
+        self.features = features or Features(
+            posix_acl=True,
+            handle_killpriv_v2=True,
+            export_support=True,
+            auto_inval_data=False,
+            explicit_inval_data=True,
+        )
         self.check_permissions = check_permissions
         self._clock = clock
         self._lock = threading.RLock()

@@ -2,9 +2,12 @@
 
 A request that blocks (a slow disk, a lock somebody else's kernel holds) must not stop the lane it came by. So a monitor
 looks at each lane's step counters every few milliseconds while there is work: when all of a lane's workers sit in a
-handler, at once if the same request sat there at the last look, after a few looks if different ones did but the process
-used little CPU, one more worker joins. Workers that are not needed any more go home after their next request. When
-nothing happens the monitor sleeps, and the next request wakes it.
+handler and sleep, at once if the same requests sat there at the last look, after a few looks if others did, one more
+worker joins. So it does after a few looks at the same requests if they compute. Workers that are not needed any more
+go home after their next request. When nothing happens the monitor sleeps, and the next request wakes it.
+
+A worker that waits for a CPU does not sleep: on a crowded machine another thread would only make it worse. So what the
+scheduler says of each thread (schedstat) is asked, not the CPU time of the process.
 
 A team may be told to go home at any time (`Team.dismiss`). One whose worker does not come back from a handler is left
 to itself: what it still holds is freed when the last worker leaves.
@@ -13,6 +16,7 @@ to itself: what it still holds is freed when the last worker leaves.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from array import array
@@ -29,11 +33,11 @@ TICK_S = 0.004
 IDLE_TICKS = 25
 """Looks without any step after which the monitor sleeps."""
 PRESSED_TICKS = 4
-"""Looks in a row with every worker of a lane in a handler and little CPU used, after which another joins."""
+"""Looks in a row with every worker of a lane held up, after which another joins."""
 CALM_TICKS = 50
 """Looks without need after which a worker is sent home."""
-CPU_BOUND = 0.6
-"""Share of one CPU above which the process computes rather than waits, and another thread would not help."""
+AWAKE = 0.6
+"""Share of the time in which workers ran, or wanted to, above which another thread would not help."""
 ASLEEP = 0
 """counters[ASLEEP] is 1 while the monitor sleeps."""
 
@@ -43,7 +47,7 @@ Serve = Callable[[Worker], object]
 class TeamWorker:
     """One thread, as the loop it runs sees it (transports.base.Worker)."""
 
-    __slots__ = ("_crew", "counters", "number", "park_at", "seen", "step_at", "thread")
+    __slots__ = ("_awake", "_clock", "_crew", "_stat", "counters", "number", "park_at", "seen", "step_at", "thread")
 
     def __init__(self, crew: Crew, number: int) -> None:
         self._crew = crew
@@ -54,6 +58,33 @@ class TeamWorker:
         self.seen = 0
         """The step counter at the last look."""
         self.thread: threading.Thread | None = None
+        self._stat = -1
+        self._awake = 0
+        self._clock = 0
+
+    def begin(self) -> None:
+        """Called by the thread itself."""
+        try:
+            self._stat = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:  # no /proc here, or a kernel without these figures: it counts as always asleep
+            log.debug("schedstat: %s", error)
+
+    def end(self) -> None:
+        """The thread goes home; nobody looks at it any more."""
+        if self._stat >= 0:
+            os.close(self._stat)
+            self._stat = -1
+
+    def awake(self) -> float:
+        """Share of the time since this was asked last in which the thread ran or waited for a CPU."""
+        now = time.monotonic_ns()
+        total = 0
+        if self._stat >= 0:
+            words = os.pread(self._stat, 64, 0).split()  # time on a CPU, time in wait for one, both in ns
+            total = int(words[0]) + int(words[1])
+        share = (total - self._awake) / max(1, now - self._clock)
+        self._awake, self._clock = total, now
+        return share
 
     def wake(self) -> None:
         """There is work, and the monitor sleeps."""
@@ -144,6 +175,7 @@ class Crew:
         return True
 
     def _run(self, team: Team, worker: TeamWorker) -> None:
+        worker.begin()
         try:
             team._serve(worker)
         except Exception:
@@ -151,6 +183,7 @@ class Crew:
         finally:
             with self.lock:
                 team.workers.remove(worker)
+                worker.end()
                 if self.counters[worker.step_at] & 1:  # it left in the middle of a request
                     self.counters[worker.step_at] += 1
                 self._free.append(worker.number)
@@ -172,23 +205,18 @@ class Crew:
 
     def _look_after(self) -> None:
         idle, before = 0, -1
-        cpu, clock = time.process_time(), time.monotonic()
         while not self._closing:
             time.sleep(TICK_S)
-            now_cpu, now = time.process_time(), time.monotonic()
-            load = (now_cpu - cpu) / max(now - clock, 1e-9)
-            cpu, clock = now_cpu, now
             with self.lock:
-                busy = sum(self._look(team, load) for team in self._teams) > 0
+                busy = sum(self._look(team) for team in self._teams) > 0
                 steps = self._steps()
             idle = 0 if busy or steps != before else idle + 1
             before = steps
             if idle >= IDLE_TICKS:
                 self._sleep(steps)
                 idle = 0
-                cpu, clock = time.process_time(), time.monotonic()
 
-    def _look(self, team: Team, load: float) -> bool:
+    def _look(self, team: Team) -> bool:
         """Adapt one team; True if a request of it is stuck."""
         counters = self.counters
         steps = [counters[worker.step_at] for worker in team.workers]
@@ -196,9 +224,12 @@ class Crew:
         stuck = sum(step & 1 and step == worker.seen for step, worker in zip(steps, team.workers, strict=True))
         for worker, step in zip(team.workers, steps, strict=True):
             worker.seen = step
-        waiting = in_handler == len(steps) and load < CPU_BOUND
-        team.pressed = team.pressed + 1 if waiting else 0
-        if steps and (stuck == len(steps) or team.pressed >= PRESSED_TICKS):
+        full = in_handler == len(steps) and bool(steps)
+        # The first look in a row only begins to count the time.
+        waiting = full and sum(worker.awake() for worker in team.workers) < AWAKE * len(steps)
+        held_up = stuck == len(steps)
+        team.pressed = team.pressed + 1 if waiting or (full and held_up) else 0
+        if (waiting and held_up) or team.pressed >= PRESSED_TICKS:
             team.pressed = team.calm = 0
             self._keep(team)
             self._add(team)

@@ -44,27 +44,37 @@ class Chain:
         "writable",
     )
 
-    def __init__(self, queue: DeviceQueue, head: int) -> None:
+    def __init__(
+        self,
+        queue: DeviceQueue,
+        head: int,
+        slots: int,
+        readable: int,
+        writable: int,
+        inputs: list[memoryview],
+        outputs: list[memoryview],
+        places: list[int],
+    ) -> None:
         self.queue = queue
         self.head = head
         """What names it to the driver: index of the first descriptor (split), buffer id (packed)."""
-        self.readable = 0
+        self.slots = slots
+        """Entries of a packed ring that it takes; 1 of a split one."""
+        self.readable = readable
         """Bytes that the driver gives."""
-        self.writable = 0
+        self.writable = writable
         """Bytes that the driver has room for."""
+        self.inputs = inputs
+        self.outputs = outputs
+        self.places = places
+        """Guest addresses of `outputs`."""
         self.done = False
         """It was pushed."""
-        self.inputs: list[memoryview] = []
-        self.outputs: list[memoryview] = []
-        self.places: list[int] = []
-        """Guest addresses of `outputs`."""
-        self.slots = 1
-        """Entries of a packed ring that it takes."""
+        self.touched = 0
+        """Bytes of the writable part that may have been written."""
         self.entry = -1
         """Where a packed queue's inflight region has it."""
         self.sequence = 0
-        self.touched = 0
-        """Bytes of the writable part that may have been written."""
 
     def copy_in(self, buffer: Buffer, at: int, offset: int, length: int) -> None:
         """Copy `length` readable bytes from `offset` into buffer[at:]. ValueError if there are not so many."""

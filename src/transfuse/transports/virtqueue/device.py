@@ -19,15 +19,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transfuse.errors import QueueStopped, RingError
 from transfuse.transports.virtqueue import layout
 from transfuse.transports.virtqueue.chain import Chain
+from transfuse.transports.virtqueue.layout import DESC_WRITE
 from transfuse.transports.virtqueue.memory import DirtyLog, GuestMemory
 
 __all__ = ["DeviceQueue"]
+
+NOWHERE = (0, 0, memoryview(b""))
 
 
 class DeviceQueue:
@@ -93,6 +96,8 @@ class DeviceQueue:
         self._early: dict[int, tuple[Chain, int]] = {}
         self._resubmit: list[int] = []
         self.memory = memory
+        self._recent = NOWHERE
+        """Guest address, size and bytes of the region that was used last."""
         self._resolve(memory)
         self._start(base, inflight)
 
@@ -174,6 +179,8 @@ class DeviceQueue:
     def should_notify(self) -> bool:
         """Whether the driver wants to be told of what was pushed since this was asked last. This form does not read the
         driver's wish (see above): True if anything was pushed."""
+        if not self._pushed:
+            return False
         with self._lock:
             pushed, self._pushed = self._pushed, 0
             return pushed > 0 and not self.stopped
@@ -222,6 +229,7 @@ class DeviceQueue:
                 self.broken = str(error)
                 raise
             self.memory = memory
+            self._recent = NOWHERE
 
     def set_log(self, log: DirtyLog | None, rings: bool) -> None:
         """Begin or end to note what is written: to the segments of requests and, if `rings`, to the rings."""
@@ -253,42 +261,45 @@ class DeviceQueue:
 
     # -- descriptors --------------------------------------------------------------------------------------------------
 
-    def _collect(self, chain: Chain, found: list[tuple[int, int, int]]) -> None:
-        """Find the segments of `chain`: address, length and flags of each descriptor."""
-        if len(found) > layout.MAX_SEGMENTS:
-            raise RingError(f"chain of more than {layout.MAX_SEGMENTS} segments")
-        inputs, outputs, places = chain.inputs, chain.outputs, chain.places
+    def _collect(self, head: int, slots: int, found: Sequence[tuple[int, int, int, int]]) -> Chain:
+        """The chain of descriptors {address, length, flags, anything}, of which there are at most MAX_SEGMENTS."""
+        inputs: list[memoryview] = []
+        outputs: list[memoryview] = []
+        places: list[int] = []
         readable = writable = 0
-        # Nearly always all of them are in one region: then a slice of it is all that is to be done.
-        start = size = 0
-        view = memoryview(b"")
-        for address, length, flags in found:
-            if not length:
-                raise RingError(f"descriptor of no bytes at {address:#x}")
+        # Nearly always all of them are in the region that was used last: then a slice of it is all that is to be done.
+        start, size, view = self._recent
+        for address, length, flags, _ in found:
             skip = address - start
-            if 0 <= skip and skip + length <= size:
-                pieces = [view[skip : skip + length]]
+            if 0 <= skip and skip + length <= size and length:
+                if flags & DESC_WRITE:
+                    places.append(address)
+                    outputs.append(view[skip : skip + length])
+                    writable += length
+                    continue
+                inputs.append(view[skip : skip + length])
             else:
+                if not length:
+                    raise RingError(f"descriptor of no bytes at {address:#x}")
                 pieces = self.memory.at(address, length)
                 if len(pieces) == 1:
-                    start, size, view = self.memory.region_at(address)
-            if flags & layout.DESC_WRITE:
-                for piece in pieces:
-                    places.append(address)
-                    outputs.append(piece)
-                    address += len(piece)
-                writable += length
-            else:
-                if outputs:
-                    raise RingError("readable descriptor after a writable one")
+                    start, size, view = self._recent = self.memory.region_at(address)
+                if flags & DESC_WRITE:
+                    writable += length
+                    for piece in pieces:
+                        places.append(address)
+                        outputs.append(piece)
+                        address += len(piece)
+                    continue
                 inputs += pieces
-                readable += length
-            if len(inputs) + len(outputs) > layout.MAX_PIECES:
-                raise RingError(f"chain in more than {layout.MAX_PIECES} pieces of memory")
+            readable += length
+            if outputs:
+                raise RingError("readable descriptor after a writable one")
         if readable + writable > layout.MAX_CHAIN_BYTES:
             raise RingError(f"chain of more than {layout.MAX_CHAIN_BYTES} bytes")
-        chain.readable = readable
-        chain.writable = writable
+        if len(inputs) + len(outputs) > layout.MAX_PIECES:
+            raise RingError(f"chain in more than {layout.MAX_PIECES} pieces of memory")
+        return Chain(self, head, slots, readable, writable, inputs, outputs, places)
 
     def _table(self, address: int, length: int, flags: int) -> bytes:
         """A copy of the indirect table that a descriptor refers to."""
@@ -298,6 +309,10 @@ class DeviceQueue:
             raise RingError("indirect descriptor with a next one")
         if not length or length % layout.DESC_SIZE or length > layout.DESC_SIZE * layout.MAX_TABLE_ENTRIES:
             raise RingError(f"indirect table of {length} bytes")
+        start, size, view = self._recent
+        skip = address - start
+        if 0 <= skip and skip + length <= size:
+            return bytes(view[skip : skip + length])
         return b"".join(self.memory.at(address, length))
 
     # -- what the two kinds do their own way --------------------------------------------------------------------------

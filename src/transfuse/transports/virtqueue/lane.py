@@ -44,8 +44,6 @@ IN_HEADER = 40
 OUT_HEADER = 16
 WRITE_HEAD = 80
 """in_header and write_in."""
-NOTIFY_AFTER = 16
-"""Most answers given back before the driver is told, while more requests wait."""
 POLL_S = 0.001
 """How often the ring is looked at where the driver has no kick eventfd."""
 
@@ -176,10 +174,8 @@ class Lane:
         queue = self.queue
         pop = queue.pop
         counters, step, park = worker.counters, worker.step_at, worker.park_at
-        unsaid = 0
         while True:
             if self.halted:
-                self.notify()
                 return "halted"
             try:
                 chain = pop()
@@ -187,13 +183,8 @@ class Lane:
                 self._broke(error)
                 return "broken"
             if chain is None:
-                unsaid = 0
-                self.notify()
                 self._wait()
                 continue
-            if unsaid >= NOTIFY_AFTER:
-                unsaid = 0
-                self.notify()
             if self._waiting and queue.arm():
                 # Others watch the ring while this one is in a handler; and there is more already.
                 self._signal(self._nudge_fd)
@@ -201,12 +192,12 @@ class Lane:
             if counters[0]:
                 worker.wake()
             self._carry(chain, handle, handle_detached, undelivered)
-            unsaid += 1
+            # At once, not after a few more requests: the next handler may wait for long, and for something that only
+            # a peer does who has this answer.
+            self.notify()
             counters[step] += 1
-            if counters[park]:
-                self.notify()
-                if not worker.park():
-                    return "home"
+            if counters[park] and not worker.park():
+                return "home"
 
     def _carry(
         self,
@@ -313,7 +304,7 @@ class Lane:
     # -- eventfds -----------------------------------------------------------------------------------------------------
 
     def notify(self) -> None:
-        """Tell the driver of what was pushed, if it wants to know."""
+        """Tell the driver of what was pushed."""
         if self.queue.should_notify():
             with self._lock:
                 self._signal(self._call)

@@ -126,21 +126,20 @@ class PackedDevice(DeviceQueue):
         return chain
 
     def _chain(self, found: list[Descriptor]) -> Chain:
-        chain = Chain(self, found[-1][2])
-        chain.slots = len(found)
-        segments = []
+        segments: list[tuple[int, int, int, int]] = []
         for address, length, _, flags in found:
             if not flags & DESC_INDIRECT:
-                segments.append((address, length, flags))
+                segments.append((address, length, flags, 0))
                 continue
-            for inner_address, inner_length, _, inner_flags in DESC.iter_unpack(self._table(address, length, flags)):
-                if inner_flags & DESC_INDIRECT:
+            for inner_address, inner_length, _, inner in DESC.iter_unpack(self._table(address, length, flags)):
+                if inner & DESC_INDIRECT:
                     raise RingError("indirect descriptor in an indirect table")
-                if len(segments) == MAX_SEGMENTS:
-                    raise RingError(f"chain of more than {MAX_SEGMENTS} segments")
-                segments.append((inner_address, inner_length, inner_flags))
-        self._collect(chain, segments)
-        return chain
+                segments.append((inner_address, inner_length, inner, 0))
+                if len(segments) > MAX_SEGMENTS:
+                    break
+        if len(segments) > MAX_SEGMENTS:
+            raise RingError(f"chain of more than {MAX_SEGMENTS} segments")
+        return self._collect(found[-1][2], len(found), segments)
 
     def _publish(self, chain: Chain, written: int) -> None:
         slot, wrap = self._used, self._used_wrap

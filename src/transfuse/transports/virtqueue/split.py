@@ -91,17 +91,18 @@ class SplitDevice(DeviceQueue):
         table: memoryview | bytes = self._desc
         entries = left = self.size
         at, indirect = head, False
-        found: list[tuple[int, int, int]] = []
+        found: list[tuple[int, int, int, int]] = []
         while True:
             if at >= entries:
                 raise RingError(f"descriptor {at} in a table of {entries}")
-            address, length, flags, following = DESC.unpack_from(table, DESC_SIZE * at)
+            descriptor = DESC.unpack_from(table, DESC_SIZE * at)
+            flags = descriptor[2]
             if flags & DESC_INDIRECT:
                 if indirect:
                     raise RingError("indirect descriptor in an indirect table")
                 indirect = True
-                table = self._table(address, length, flags)
-                left = entries = length // DESC_SIZE
+                table = self._table(descriptor[0], descriptor[1], flags)
+                left = entries = descriptor[1] // DESC_SIZE
                 at = 0
                 continue
             if not left:
@@ -109,13 +110,10 @@ class SplitDevice(DeviceQueue):
             left -= 1
             if len(found) == MAX_SEGMENTS:
                 raise RingError(f"chain of more than {MAX_SEGMENTS} segments")
-            found.append((address, length, flags))
+            found.append(descriptor)
             if not flags & DESC_NEXT:
-                break
-            at = following
-        chain = Chain(self, head)
-        self._collect(chain, found)
-        return chain
+                return self._collect(head, 1, found)
+            at = descriptor[3]
 
     def _publish(self, chain: Chain, written: int) -> None:
         slot = self._used_idx & (self.size - 1)
