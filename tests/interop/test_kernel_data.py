@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from interop.counting import Counting, child
-from interop.kernel import LONG, MAP_SHARED, drop_caches, mounted
+from interop.kernel import LONG, MAP_SHARED, drop_caches, later, mounted
+from transfuse.filesystems.memory import MemoryFilesystem
 from transfuse.fs.request import Request
-from transfuse.fs.values import FileRange, Opened
+from transfuse.fs.values import Attr, FileRange, Opened
 from transfuse.wire import flags as f
 
 pytestmark = [pytest.mark.interop, pytest.mark.needs("root", "/dev/fuse"), pytest.mark.timeout(60)]
@@ -179,3 +182,36 @@ def test_shared_mapping_of_a_direct_io_file(place: Path, allowed: bool) -> None:
         said = child(MAP_SHARED, place / "file")
         assert said == ("data" if allowed else str(errno.ENODEV))
         assert (place / "file").read_bytes()[:4] == (b"back" if allowed else b"data")
+
+
+def test_memory_lets_the_kernel_keep_a_page_that_is_being_written(place: Path) -> None:
+    """The kernel unlocks a page before it sends the write. If it dropped the page because mtime moved, another reader
+    would fetch, and leave in the cache, what the write has not reached yet."""
+    fs = Counting(**asdict(MemoryFilesystem().features) | {"attr_timeout_s": 0.0})
+    began, held = threading.Event(), threading.Event()
+
+    def slow_write(inner: Any, req: Request, *args: Any) -> int:
+        began.set()
+        assert held.wait(20)
+        written: int = inner(req, *args)
+        return written
+
+    with mounted(fs, place):
+        (place / "file").write_bytes(b"o" * 8192)
+        with open(place / "file", "r+b", buffering=0) as file, open(place / "file", "rb", buffering=0) as other:
+            other.read()
+            fs.answer["write"] = slow_write
+            thread, result = later(lambda: os.pwrite(file.fileno(), b"n" * 4096, 4096))
+            assert began.wait(20)
+            moved = os.stat(place / "file").st_mtime_ns + 1
+            fs.answer["getattr"] = lambda inner, req, *args: _with_mtime(inner(req, *args), moved)
+            fs.count("READ")
+            seen = os.stat(place / "file").st_mtime_ns, os.pread(other.fileno(), 1, 8191), fs.count("READ")
+            held.set()
+            thread.join()
+        assert seen == (moved, b"n", 0) and result == [4096]
+
+
+def _with_mtime(attr: Attr, mtime_ns: int) -> Attr:
+    attr.mtime_ns = mtime_ns
+    return attr

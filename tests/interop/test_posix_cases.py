@@ -30,7 +30,7 @@ _KEPT_BY_THE_KERNEL = {
 }
 
 
-_SOAK_KINDS = ("memory-writeback", "native")
+_SOAK_KINDS = ("memory-writeback", "hostdir-no-open", "native")
 
 
 @pytest.fixture(

@@ -1,5 +1,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+# Ring memory, numbers and types that the modules about virtqueues share; what they are is said in virtqueue.pyx.
+
 from transfuse._native.guestmem cimport DirtyLog, GuestMemory
 
 cdef extern from "pthread.h":
@@ -15,16 +17,122 @@ cdef extern from "sys/uio.h":
 
 cdef extern from *:
     """
+    #include <stdint.h>
+    #include <string.h>
+
     struct raw_desc { uint64_t addr; uint32_t len; uint16_t third, fourth; };
+
+    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    #define HOST_IS_BIG 1
+    #define LE16(x) __builtin_bswap16(x)
+    #define LE32(x) __builtin_bswap32(x)
+    #define LE64(x) __builtin_bswap64(x)
+    #else
+    #define HOST_IS_BIG 0
+    #define LE16(x) (x)
+    #define LE32(x) (x)
+    #define LE64(x) (x)
+    #endif
+
+    /* ---- shared memory */
+
+    static inline uint16_t acquire16(const void *at) {
+        uint16_t v = __atomic_load_n((const uint16_t *) at, __ATOMIC_ACQUIRE);
+        return LE16(v);
+    }
+    static inline uint16_t relaxed16(const void *at) {
+        uint16_t v = __atomic_load_n((const uint16_t *) at, __ATOMIC_RELAXED);
+        return LE16(v);
+    }
+    static inline uint32_t relaxed32(const void *at) {
+        uint32_t v = __atomic_load_n((const uint32_t *) at, __ATOMIC_RELAXED);
+        return LE32(v);
+    }
+    static inline void release16(void *at, uint16_t v) {
+        __atomic_store_n((uint16_t *) at, (uint16_t) LE16(v), __ATOMIC_RELEASE);
+        __asm__ __volatile__("" ::: "memory");  /* notes in the inflight region come after it */
+    }
+    static inline void set16(void *at, uint16_t v) {
+        __atomic_store_n((uint16_t *) at, (uint16_t) LE16(v), __ATOMIC_RELAXED);
+    }
+    static inline void set32(void *at, uint32_t v) {
+        __atomic_store_n((uint32_t *) at, (uint32_t) LE32(v), __ATOMIC_RELAXED);
+    }
+    static inline void full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+    /* The copy is what is checked and used: the compiler must not go back to the original for a field. */
+    static inline void copy_desc(struct raw_desc *to, const void *from) {
+        memcpy(to, from, 16);
+        __asm__ __volatile__("" ::: "memory");
+        to->addr = LE64(to->addr);
+        to->len = LE32(to->len);
+        to->third = LE16(to->third);
+        to->fourth = LE16(to->fourth);
+    }
+    static inline void put_desc(void *to, uint64_t addr, uint32_t len, uint16_t third, uint16_t fourth) {
+        struct raw_desc d = {LE64(addr), LE32(len), LE16(third), LE16(fourth)};
+        memcpy(to, &d, 16);
+    }
+
+    /* ---- the inflight region: order matters to a successor of this process, not to another CPU */
+
+    static inline void note8(void *at, uint8_t v) { *(volatile uint8_t *) at = v; }
+    static inline void note16(void *at, uint16_t v) { *(volatile uint16_t *) at = v; }
+    static inline uint16_t noted16(const void *at) { return *(const volatile uint16_t *) at; }
+    static inline void note32(void *at, uint32_t v) { *(volatile uint32_t *) at = v; }
+    static inline void note64(void *at, uint64_t v) { *(volatile uint64_t *) at = v; }
+    static inline void note_positions(void *at, uint16_t used, uint16_t old_used, uint8_t wrap, uint8_t old_wrap) {
+    #if HOST_IS_BIG
+        uint64_t v = (uint64_t) used << 48 | (uint64_t) old_used << 32 | (uint64_t) wrap << 24 | (uint64_t) old_wrap << 16;
+    #else
+        uint64_t v = (uint64_t) used | (uint64_t) old_used << 16 | (uint64_t) wrap << 32 | (uint64_t) old_wrap << 40;
+    #endif
+        note64(at, v);
+    }
+
     """
     ctypedef struct raw_desc "struct raw_desc":
         uint64_t addr
         uint32_t len
         uint16_t third
         uint16_t fourth
+    uint16_t acquire16(const void *at) noexcept nogil
+    uint16_t relaxed16(const void *at) noexcept nogil
+    uint32_t relaxed32(const void *at) noexcept nogil
+    void release16(void *at, uint16_t v) noexcept nogil
+    void set16(void *at, uint16_t v) noexcept nogil
+    void set32(void *at, uint32_t v) noexcept nogil
+    void full_fence() noexcept nogil
+    void copy_desc(raw_desc *to, const void *at) noexcept nogil
+    void put_desc(void *to, uint64_t addr, uint32_t len, uint16_t third, uint16_t fourth) noexcept nogil
+    void note8(void *at, uint8_t v) noexcept nogil
+    void note16(void *at, uint16_t v) noexcept nogil
+    uint16_t noted16(const void *at) noexcept nogil
+    void note32(void *at, uint32_t v) noexcept nogil
+    void note64(void *at, uint64_t v) noexcept nogil
+    void note_positions(void *at, uint16_t used, uint16_t old_used, uint8_t wrap, uint8_t old_wrap) noexcept nogil
 
 cdef enum:
-    INLINE_PIECES = 12
+    # layout.py, which a test compares
+    NEXT = 1
+    WRITE = 2
+    INDIRECT = 4
+    AVAIL = 1 << 7
+    USED = 1 << 15
+    BITS = AVAIL | USED
+    NO_INTERRUPT = 1
+    NO_NOTIFY = 1
+    EVENT_ENABLE = 0
+    EVENT_DISABLE = 1
+    EVENT_DESC = 2
+    WRAP = 1 << 15
+    MAX_QUEUE_SIZE = 32768
+    MAX_SEGMENTS = 1024
+    MAX_PIECES = 2 * MAX_SEGMENTS
+    MAX_TABLE_ENTRIES = 32768
+    IOV_MAX = 1024
+    LARGE_COPY = 1 << 16  # bytes above which a copy lets other threads run; below, giving the lock away costs more
+    INLINE_PIECES = 12  # iovecs that need no malloc: header, arguments, a page or two, reply
 
 cdef struct early:
     uint32_t head
@@ -121,3 +229,9 @@ cdef class DeviceQueue:
     cdef bint call_wanted(self, uint32_t pushed) noexcept nogil
     cdef void kicks_on(self) noexcept nogil
     cdef void kicks_off(self) noexcept nogil
+
+cdef int check_size(size, bint packed) except -1
+cdef tuple area_sizes(uint32_t size, bint packed)
+cdef char *pointer_of(view) except NULL
+cdef bint passed(uint16_t event, uint16_t new, uint16_t old) noexcept nogil
+cdef bint packed_event(char *event, bint by_index, uint32_t at, bint wrap, uint32_t moved, uint32_t size) noexcept nogil

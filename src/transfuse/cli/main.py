@@ -14,12 +14,27 @@ import sys
 from collections.abc import Sequence
 
 import transfuse
-from transfuse.cli import cat, completion, cp, demo, doctor, helper, ls, mount, serve, stat, tree, umount, virtiofsd
+from transfuse.cli import (
+    cat,
+    completion,
+    cp,
+    demo,
+    doctor,
+    helper,
+    ls,
+    mount,
+    relay,
+    serve,
+    stat,
+    tree,
+    umount,
+    virtiofsd,
+)
 from transfuse.cli.errors import FAILED, USAGE, CommandError, Parser, report
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (mount, umount, serve, virtiofsd, ls, tree, cat, stat, cp, doctor, demo, completion)
+COMMANDS = (mount, umount, serve, virtiofsd, relay, ls, tree, cat, stat, cp, doctor, demo, completion)
 PIPE_CLOSED = 141
 """128 + SIGPIPE: whoever read our output has enough."""
 

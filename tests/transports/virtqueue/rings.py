@@ -27,7 +27,7 @@ NAMES = (
     "SplitDevice",
     "SplitDriver",
 )
-COMPILED = ("guestmem", "virtqueue", "lane")
+COMPILED = ("guestmem", "virtqueue", "virtdriver", "lane")
 PLAIN = ("chain", "memory", "lane", "packed", "split")
 
 GUEST = 0x4000_0000

@@ -167,6 +167,10 @@ class Relay:
         self._thread.start()
         return self
 
+    def wait(self) -> None:
+        """Until close()."""
+        self._thread.join()
+
     def close(self) -> None:
         """End both connections. Idempotent."""
         if self._closing:

@@ -1,7 +1,7 @@
 """Virtqueues, both sides, over memory that is shared with the other side. Knows nothing of vhost-user.
 
 Memory, chains, queues and lanes exist twice: in plain Python (the modules of this package) and compiled
-(transfuse._native.guestmem, virtqueue and lane), with the same names and behaviour. The objects of one form do not work
+(transfuse._native.guestmem, virtqueue, virtdriver and lane), with the same names and behaviour. The objects of one form do not work
 with those of the other, so whoever uses them imports them from here, and gets all of one form.
 """
 
@@ -21,15 +21,17 @@ if not TYPE_CHECKING:
     try:
         from transfuse._native import guestmem as _guestmem
         from transfuse._native import lane as _lane
+        from transfuse._native import virtdriver as _virtdriver
         from transfuse._native import virtqueue as _virtqueue
     except ImportError:
         pass  # the plain form
     else:
         DirtyLog, GuestMemory = _guestmem.DirtyLog, _guestmem.GuestMemory
         Mapping, Region = _guestmem.Mapping, _guestmem.Region
-        Chain, DeviceQueue, DriverQueue = _virtqueue.Chain, _virtqueue.DeviceQueue, _virtqueue.DriverQueue
-        PackedDevice, PackedDriver = _virtqueue.PackedDevice, _virtqueue.PackedDriver
-        SplitDevice, SplitDriver = _virtqueue.SplitDevice, _virtqueue.SplitDriver
+        Chain, DeviceQueue = _virtqueue.Chain, _virtqueue.DeviceQueue
+        PackedDevice, SplitDevice = _virtqueue.PackedDevice, _virtqueue.SplitDevice
+        DriverQueue = _virtdriver.DriverQueue
+        PackedDriver, SplitDriver = _virtdriver.PackedDriver, _virtdriver.SplitDriver
         Lane = _lane.Lane
 
 __all__ = [
