@@ -1,7 +1,8 @@
 """transfuse: filesystems in user space, across every boundary.
 
 Both ends of the FUSE protocol, and every wire between. What a filesystem author needs, and whoever mounts or serves
-one, is here, and `connect` for whoever reads one; the client is `transfuse.client`, test equipment is `transfuse.testing`.
+one, is here, and `connect` for whoever reads one; the client is `transfuse.client`, test equipment is
+`transfuse.testing`.
 """
 
 from __future__ import annotations

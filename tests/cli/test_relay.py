@@ -5,12 +5,11 @@ import signal
 from pathlib import Path
 
 from cli.runs import Cli, run, started
-from transports.vhost_user.raw_frontend import RawFrontend
-
 from transfuse.cli.errors import USAGE
 from transfuse.filesystems.hostdir import HostDirectory
 from transfuse.server import Server
 from transfuse.transports.vhost_user.backend import VhostUserTransport
+from transports.vhost_user.raw_frontend import RawFrontend
 
 
 def test_a_machine_reaches_the_server_through_it(tmp_path: Path) -> None:

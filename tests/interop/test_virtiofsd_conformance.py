@@ -1,5 +1,5 @@
-"""The public conformance suite with our client before virtiofsd (the one in C, from Debian's qemu-system-common): the same
-cases that our own server passes over the same wire. What differs is listed here, and in docs/virtiofsd.md.
+"""The public conformance suite with our client before virtiofsd (the one in C, from Debian's qemu-system-common): the
+same cases that our own server passes over the same wire. What differs is listed here, and in docs/virtiofsd.md.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import ctypes, mmap, os, signal, sys, threading
 import transfuse
 from transfuse.errors import RingError
 from transfuse._native.guestmem import GuestMemory, Mapping, Region
+from transfuse._native.virtdevice import SplitDevice
 from transfuse._native.virtdriver import SplitDriver
-from transfuse._native.virtqueue import SplitDevice
 
 PAGE = mmap.PAGESIZE
 fd = os.memfd_create("guest")

@@ -151,6 +151,16 @@ def test_wrong_numbers_are_refused_as_ever(wrong: dict[str, int]) -> None:
     assert peer.fs.written == peer.fs.mapped == []
 
 
+def test_a_payload_larger_than_any_is_not_gathered() -> None:
+    peer = Peer(Files())
+    _, raw = peer.build(Opcode.WRITE, body(size=1 << 32 - 1), b"", nodeid=2)
+    channel = Payload(raw)
+    answer = peer.session.handle_detached(bytearray(raw), 0, 80, channel, 3 << 30)
+    assert Reply(answer).errno == errno.EINVAL
+    assert channel.copied == 0
+    assert peer.fs.written == peer.fs.mapped == []
+
+
 def test_before_init_and_after_the_end_nothing_is_written() -> None:
     peer = Peer(Files(), init=False)
     assert Reply(detached(peer, body())[0]).errno == errno.EIO

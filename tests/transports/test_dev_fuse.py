@@ -69,6 +69,7 @@ def test_a_held_up_read_does_not_hold_up_others(files):
     reader = threading.Thread(target=slow.read, args=(10,))
     reader.start()
     try:
+        assert filesystem.waiting.acquire(timeout=10)
         assert sorted(os.listdir(place)) == sorted(os.fsdecode(name) for name in Files.NAMES)
         assert len(mounted.server.pool.workers) >= 2
     finally:

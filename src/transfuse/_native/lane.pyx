@@ -22,7 +22,7 @@ from transfuse.errors import RemoteProtocolError, RingError
 from transfuse.wire.encode import RangeReply, RangeWrite
 
 from transfuse._native.guestmem cimport failure
-from transfuse._native.virtqueue cimport Chain, DeviceQueue
+from transfuse._native.virtqueue cimport HOST_IS_BIG, Chain, DeviceQueue
 
 from transfuse._native.virtqueue import no_answer
 
@@ -30,9 +30,7 @@ cdef extern from *:
     """
     #include <sys/epoll.h>
     #include <sys/eventfd.h>
-    #define HOST_IS_BIG (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__)
     """
-    bint HOST_IS_BIG
     uint32_t SWAP32 "__builtin_bswap32"(uint32_t x) noexcept nogil
     uint64_t SWAP64 "__builtin_bswap64"(uint64_t x) noexcept nogil
 

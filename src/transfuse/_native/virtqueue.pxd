@@ -134,6 +134,27 @@ cdef enum:
     LARGE_COPY = 1 << 16  # bytes above which a copy lets other threads run; below, giving the lock away costs more
     INLINE_PIECES = 12  # iovecs that need no malloc: header, arguments, a page or two, reply
 
+cdef enum:
+    # what a driver did wrong; `describe` has the words
+    NO_MEMORY = 1
+    EMPTY
+    DISORDER
+    TOO_MANY_SEGMENTS
+    TOO_MANY_PIECES
+    TOO_MANY_BYTES
+    OUT_OF_HOST_MEMORY
+    NOT_AGREED
+    INDIRECT_NEXT
+    BAD_TABLE
+    NESTED
+    OUTSIDE_TABLE
+    ENDLESS
+    INDEX_AHEAD
+    TOO_MANY_REQUESTS
+    TOO_MANY_DESCRIPTORS
+    BAD_INFLIGHT
+    NO_INFLIGHT_ENTRY
+
 cdef struct early:
     uint32_t head
     uint32_t slots

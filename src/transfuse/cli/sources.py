@@ -69,7 +69,7 @@ _OF_TABLE = {*_HOSTDIR.values(), "passthrough"}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A SOURCE, taken apart: `kind` is "path", "memory", "python", "unix" or "vhost-user", `rest` what belongs to it."""
+    """A SOURCE, taken apart: `kind` is "path", "memory", "python" or one of SERVERS, `rest` what belongs to it."""
 
     text: str
     kind: str

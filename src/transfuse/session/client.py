@@ -78,8 +78,8 @@ DEFAULT_FLAGS = (
     | f.FUSE_HAS_EXPIRE_ONLY
     | f.FUSE_HAS_RESEND
 )
-"""What our client can honour. Not offered: write-back, ACLs checked by the client, submounts, passthrough. A client whose wire
-may have a DAX window offers that besides."""
+"""What our client can honour. Not offered: write-back, ACLs checked by the client, submounts, passthrough. A client
+whose wire may have a DAX window offers that besides."""
 
 _SINCE = {rule.bit: rule.minor for rule in RULES} | {
     f.FUSE_HAS_EXPIRE_ONLY: 38,

@@ -298,6 +298,10 @@ class ServerSession:
         A RangeWrite has the transport put them into a file; what needs more care than that is done by write().
         """
         length, opcode, unique, nodeid, uid, gid, pid, extlen = self._header(buffer, start)
+        if size > self.limits.max_write:
+            # Segments can overlap, so this may be more than the peer has memory.
+            self._refusals.warning("%s with %d bytes, at most %d", opcode_name(opcode), size, self.limits.max_write)
+            return encode_error(self._order, unique, errno.EINVAL)
         put = self._map
         if put is not None and opcode == _WRITE and not extlen and end - start == _WRITE_HEAD == length - size:
             fh, offset, count, flags = self._write_in(buffer, start + IN_HEADER_SIZE)[:4]

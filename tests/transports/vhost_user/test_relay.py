@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from transports.vhost_user.conftest import Serving, open_fds
-from transports.vhost_user.raw_frontend import RawFrontend
-
 from transfuse.transports.vhost_user.messages import FrontendRequest, ProtocolFeature, VringState
 from transfuse.transports.vhost_user.relay import Relay
 from transfuse.wire import structs as w
 from transfuse.wire.opcodes import Opcode
+from transports.vhost_user.conftest import Serving, open_fds
+from transports.vhost_user.raw_frontend import RawFrontend
 
 Serve = Callable[..., Serving]
 NO_BOOK = ~ProtocolFeature.INFLIGHT_SHMFD.bit

@@ -148,6 +148,37 @@ def test_a_front_end_that_is_reset_has_forgotten_all(window: Window, peer: Windo
     assert len(peer.mapped) == 1
 
 
+def test_a_guest_that_starts_over_leaves_nothing_mapped(window: Window, peer: WindowPeer, file: int) -> None:
+    for i in range(3):
+        window.map(file, 0, PAGE, 2 * i * PAGE, False, None)
+    window.clear()
+    assert peer.mapped == {}
+    window.channel = None
+    window.clear()
+
+
+def test_what_an_earlier_server_mapped_is_replaced_and_taken_back(window: Window, peer: WindowPeer, file: int) -> None:
+    window.map(file, 0, 4 * PAGE, 0, False, None)
+    window.map(file, 0, 4 * PAGE, 4 * PAGE, False, None)
+    later = Window(SIZE)
+    later.channel = peer.channel
+    later.inherited = True
+    later.map(file, 0, 4 * PAGE, 0, True, None)
+    later.unmap(4 * PAGE, 4 * PAGE)
+    assert [(at, writable) for (at, _), (_, _, writable) in peer.mapped.items()] == [(0, True)]
+    later.unmap(8 * PAGE, 4 * PAGE)  # nothing is there
+    assert later.suits(100) is not peer.strict
+
+
+def test_a_smaller_mapping_takes_the_place_of_a_larger_one(
+    window: Window, peer: WindowPeer, file: int, strict: bool
+) -> None:
+    window.map(file, 0, 8 * PAGE, 0, False, None)
+    os.ftruncate(file, 2 * PAGE)
+    window.map(file, 0, 8 * PAGE, 0, True, None)
+    assert list(peer.mapped) == [(0, 2 * PAGE if strict else 8 * PAGE)]
+
+
 def test_mappings_are_bounded(window: Window, file: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_MAPPINGS", 4)
     for i in range(4):

@@ -27,7 +27,7 @@ NAMES = (
     "SplitDevice",
     "SplitDriver",
 )
-COMPILED = ("guestmem", "virtqueue", "virtdriver", "lane")
+COMPILED = ("guestmem", "virtqueue", "virtdevice", "virtdriver", "lane")
 PLAIN = ("chain", "memory", "lane", "packed", "split")
 
 GUEST = 0x4000_0000

@@ -87,8 +87,8 @@ class State(Filesystem):
             posix_acl=True,
             handle_killpriv_v2=True,
             export_support=True,
-            auto_inval_data=True,
-            explicit_inval_data=False,
+            auto_inval_data=False,
+            explicit_inval_data=True,
         )
         self.check_permissions = check_permissions
         self._clock = clock

@@ -186,6 +186,7 @@ class VhostUserTransport:
         self._session = session
         self._gone = gone
         session.on_started = connected
+        session.on_ended = self._engine.window.clear
         engine = self._engine
         engine.session, engine.handle, engine.undelivered, engine.detached = session, handle, undelivered, detached
         if session.keeps_state:
@@ -219,6 +220,7 @@ class VhostUserTransport:
             else:
                 if goes_on:
                     log.info("the last server's guest may go on")
+                    self._engine.window.inherited = True
                     if session.on_started is not None:
                         session.on_started()
         connected = session.on_started
@@ -229,7 +231,12 @@ class VhostUserTransport:
                 connected()
 
         session.on_started = started
-        session.on_ended = lambda: self._save(session, state, False)
+
+        def ended() -> None:
+            self._engine.window.clear()
+            self._save(session, state, False)
+
+        session.on_ended = ended
         self._save(session, state, False)
 
     @staticmethod

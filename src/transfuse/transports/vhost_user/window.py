@@ -66,17 +66,20 @@ class Window:
         self._probed = False
         self._strict = True
         self._needs_writable = True
+        self.inherited = False
+        """An earlier server of the same guest may have mapped something that is not in this book."""
 
     def map(self, fd: int, offset: int, length: int, at: int, writable: bool, owner: object) -> None:
         """Map a range of a file at `at`, in place of what is there. OSError: ENXIO if the file has no whole page there
         and the front-end wants some, ENOSPC if too much is mapped, else as BackendChannel.call."""
         with self._lock:
             self._probe()
+            asked = length
             if self._strict:
                 length = min(length, (os.fstat(fd).st_size - offset) // PAGE * PAGE)
                 if length <= 0:
                     raise OSError(errno.ENXIO, "the front-end maps no page that the file does not fill")
-            before = self._clear(at, length)
+            before = self._clear(at, asked)
             try:
                 if len(self._pieces) >= MAX_MAPPINGS:
                     raise OSError(errno.ENOSPC, f"{MAX_MAPPINGS} pieces are mapped")
@@ -89,13 +92,28 @@ class Window:
     def unmap(self, at: int, length: int) -> None:
         """Take back a range, mapped or not."""
         with self._lock:
-            self._clear(at, length)
+            if not self._clear(at, length) and self.inherited:
+                self._unmap_unknown(at, length)
+
+    def clear(self) -> None:
+        """The guest starts over: take everything back."""
+        with self._lock:
+            try:
+                while self._pieces:
+                    self._remove(self._pieces[-1])
+            except OSError as error:
+                log.debug("the window could not be cleared: %s", error)
+            self._forget()
 
     def forget(self) -> None:
         """The front-end has dropped all mappings: it was reset, or is gone."""
         with self._lock:
-            self._starts.clear()
-            self._pieces.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._starts.clear()
+        self._pieces.clear()
+        self.inherited = False
 
     def suits(self, size: int) -> bool:
         """Can all of a file of this size be used through the window, whatever becomes of it?"""
@@ -121,8 +139,12 @@ class Window:
             return
         fd = os.memfd_create("transfuse-probe", os.MFD_CLOEXEC)
         try:
+            os.ftruncate(fd, PAGE)
+            place = next((at for at in (0, self.size - PAGE, self.size // 2) if self._would_map(fd, at)), None)
+            if place is None:  # all taken, by an earlier server's mappings: the worst is assumed
+                return
             os.ftruncate(fd, 1)
-            self._strict = not self._would_map(fd)
+            self._strict = not self._would_map(fd, place)
             os.ftruncate(fd, PAGE)
             try:
                 reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -130,16 +152,16 @@ class Window:
                 log.info("no /proc: %s", error)  # it stays unknown, and files are opened for writing
             else:
                 try:
-                    self._needs_writable = not self._would_map(reader)
+                    self._needs_writable = not self._would_map(reader, place)
                 finally:
                     os.close(reader)
         finally:
             os.close(fd)
         self._probed = True
 
-    def _would_map(self, fd: int) -> bool:
-        """Have a page of `fd` mapped where nothing is, and unmapped again."""
-        piece = _Piece(0, PAGE, fd, 0, False, None)
+    def _would_map(self, fd: int, at: int) -> bool:
+        """Have a page of `fd` mapped, and unmapped again."""
+        piece = _Piece(at, PAGE, fd, 0, False, None)
         try:
             self._tell(BackendRequest.SHMEM_MAP, piece)
         except OSError as error:
@@ -167,7 +189,13 @@ class Window:
         return inside
 
     def _add(self, piece: _Piece) -> None:
-        self._tell(BackendRequest.SHMEM_MAP, piece)
+        try:
+            self._tell(BackendRequest.SHMEM_MAP, piece)
+        except OSError as error:
+            if error.errno != errno.EIO or not self.inherited:
+                raise
+            self._unmap_unknown(piece.at, piece.length)
+            self._tell(BackendRequest.SHMEM_MAP, piece)
         i = bisect_left(self._starts, piece.at)
         self._starts.insert(i, piece.at)
         self._pieces.insert(i, piece)
@@ -176,6 +204,14 @@ class Window:
         self._tell(BackendRequest.SHMEM_UNMAP, piece)
         i = bisect_left(self._starts, piece.at)
         del self._starts[i], self._pieces[i]
+
+    def _unmap_unknown(self, at: int, length: int) -> None:
+        """What an earlier server may have mapped in one piece."""
+        try:
+            self._tell(BackendRequest.SHMEM_UNMAP, _Piece(at, length, -1, 0, False, None))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
 
     def _tell(self, request: BackendRequest, piece: _Piece) -> None:
         channel = self.channel

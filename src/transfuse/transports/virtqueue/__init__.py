@@ -1,8 +1,8 @@
 """Virtqueues, both sides, over memory that is shared with the other side. Knows nothing of vhost-user.
 
 Memory, chains, queues and lanes exist twice: in plain Python (the modules of this package) and compiled
-(transfuse._native.guestmem, virtqueue, virtdriver and lane), with the same names and behaviour. The objects of one form do not work
-with those of the other, so whoever uses them imports them from here, and gets all of one form.
+(transfuse._native.guestmem, virtqueue, virtdevice, virtdriver, lane), with the same names and behaviour. The objects of
+one form do not work with those of the other, so whoever uses them imports them from here, and gets all of one form.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if not TYPE_CHECKING:
     try:
         from transfuse._native import guestmem as _guestmem
         from transfuse._native import lane as _lane
+        from transfuse._native import virtdevice as _virtdevice
         from transfuse._native import virtdriver as _virtdriver
         from transfuse._native import virtqueue as _virtqueue
     except ImportError:
@@ -29,7 +30,7 @@ if not TYPE_CHECKING:
         DirtyLog, GuestMemory = _guestmem.DirtyLog, _guestmem.GuestMemory
         Mapping, Region = _guestmem.Mapping, _guestmem.Region
         Chain, DeviceQueue = _virtqueue.Chain, _virtqueue.DeviceQueue
-        PackedDevice, SplitDevice = _virtqueue.PackedDevice, _virtqueue.SplitDevice
+        PackedDevice, SplitDevice = _virtdevice.PackedDevice, _virtdevice.SplitDevice
         DriverQueue = _virtdriver.DriverQueue
         PackedDriver, SplitDriver = _virtdriver.PackedDriver, _virtdriver.SplitDriver
         Lane = _lane.Lane
