@@ -57,10 +57,10 @@ def test_passthrough_reads_and_writes_without_requests(passing: tuple[Passing, M
         assert file.read(14) == b"passed through"
         file.seek(0)
         file.write(b"PASSED")
-        assert len(made.server.session.passthrough._nodes) == 1
+        assert len(made.server.session.passthrough._opens) == 1
     assert fs.count("READ") == fs.count("WRITE") == 0
     assert (place.parent / "backing").read_bytes()[:14] == b"PASSED through"
-    eventually(lambda: not made.server.session.passthrough._nodes)
+    eventually(lambda: not made.server.session.passthrough._opens)
     assert made.server.session.passthrough.refused == 0
 
 
@@ -72,7 +72,7 @@ def test_cached_open_first_then_one_with_a_backing_file(passing: tuple[Passing, 
         fs.backed = True
         with (place / "file").open("rb", buffering=0) as second:
             assert second.read(6) == b"passed"
-    eventually(lambda: not made.server.session.passthrough._nodes)
+    eventually(lambda: not made.server.session.passthrough._opens)
     fs.seen.clear()
     with (place / "file").open("rb", buffering=0) as third:
         assert third.read(6) == b"passed"
@@ -88,7 +88,7 @@ def test_backed_open_first_then_one_without(passing: tuple[Passing, Mount], plac
             assert second.read(6) == b"passed"
         assert backed.read(6) == b"passed"
     assert fs.count("READ") == 0
-    eventually(lambda: not made.server.session.passthrough._nodes)
+    eventually(lambda: not made.server.session.passthrough._opens)
 
 
 def test_many_openers_at_once_never_see_an_error(passing: tuple[Passing, Mount], place: Path) -> None:
@@ -111,7 +111,7 @@ def test_many_openers_at_once_never_see_an_error(passing: tuple[Passing, Mount],
     for thread in threads:
         thread.join(30)
     assert failures == []
-    eventually(lambda: not made.server.session.passthrough._nodes)
+    eventually(lambda: not made.server.session.passthrough._opens)
 
 
 def test_mapped_passthrough_file(passing: tuple[Passing, Mount], place: Path) -> None:
@@ -131,7 +131,7 @@ def test_file_the_kernel_will_not_take_goes_through_the_server(place: Path) -> N
                 pytest.skip("the kernel has no passthrough (CONFIG_FUSE_PASSTHROUGH, since 6.9)")
             fs.backed = False
             (place / "file").write_bytes(b"data")
-            eventually(lambda: not made.server.session.passthrough._nodes)
+            eventually(lambda: not made.server.session.passthrough._opens)
             fs.backed = True
             assert (place / "file").read_bytes() == b"data"
             assert made.server.session.passthrough.refused == 1

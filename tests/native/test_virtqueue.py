@@ -28,7 +28,9 @@ def test_both_forms_know_the_same_numbers():
 
 def test_the_package_gives_the_compiled_form():
     assert virtqueue.Chain is native.Chain
-    assert {getattr(virtqueue, name).__module__.rpartition(".")[0] for name in virtqueue.__all__} == {"transfuse._native"}
+    assert {getattr(virtqueue, name).__module__.rpartition(".")[0] for name in virtqueue.__all__} == {
+        "transfuse._native"
+    }
 
 
 def test_chains_and_queues_are_not_made_by_hand():

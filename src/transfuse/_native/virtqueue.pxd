@@ -96,6 +96,7 @@ cdef extern from *:
         uint32_t len
         uint16_t third
         uint16_t fourth
+    bint HOST_IS_BIG
     uint16_t acquire16(const void *at) noexcept nogil
     uint16_t relaxed16(const void *at) noexcept nogil
     uint32_t relaxed32(const void *at) noexcept nogil
