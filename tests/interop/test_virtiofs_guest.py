@@ -408,5 +408,8 @@ def test_guest_maps_files_through_the_window(tmp_path: Path, rng: random.Random)
                 found = guest.run("sha256sum /mnt/odd").text.split()[0]
                 assert found == hashlib.sha256(contents["odd"]).hexdigest()
                 guest.run("umount /mnt")
-    assert f"{source}/whole" in mapped and f"{source}/written" in mapped
+    # By inode: the server is contained, so the kernel does not show the paths that we know.
+    assert {(source / name).stat().st_ino for name in ("whole", "written")} <= {
+        int(line.split()[4]) for line in mapped.splitlines()
+    }
     assert (source / "written").read_bytes() == b"mapped" * 1000 + bytes((2 << 20) - 6000)

@@ -47,6 +47,10 @@ def test_a_chain_belongs_to_one_queue(arena):
     chain = first.device.pop()
     with pytest.raises(ValueError, match="another queue"):
         second.device.push(chain, 0)
+    lane = arena.form.Lane(second.device, 4096)
+    with pytest.raises(ValueError, match="another queue"):
+        lane.put(chain, b"")
+    lane.close()
     assert first.device.push(chain, 8)
 
 
@@ -70,6 +74,14 @@ def test_a_ring_in_a_region_that_is_mapped_askew_is_refused(arena, features):
     kind = form.PackedDevice if features & F_RING_PACKED else form.SplitDevice
     with pytest.raises(RingError, match="multiple of 16"):
         kind(form.GuestMemory([askew]), 8, 0x1_0000, 0x1_1000, 0x1_1800, features, 0)
+
+
+@pytest.mark.parametrize("features", [F_VERSION_1, F_VERSION_1 | F_RING_PACKED])
+def test_an_inflight_region_that_is_mapped_askew_is_refused(arena, features):
+    """Its 64-bit words must be written by one store each, for a crash in between."""
+    rings = Rings(arena, features, 4, device=False)
+    with pytest.raises(RingError, match="multiple of 8"):
+        rings.attach(inflight=memoryview(bytearray(4096))[4:])
 
 
 @pytest.mark.parametrize("order", [0, F_IN_ORDER])

@@ -300,8 +300,8 @@ cdef class Lane:
         cdef char header[WRITE_OUT]
         cdef uint64_t size
         cdef const char *data
-        if chain is None:
-            raise TypeError("no chain")
+        if chain is None or chain.queue is not self.queue:
+            raise ValueError("a chain of another queue")
         if chain.done:
             return False
         if type(message) is bytes:

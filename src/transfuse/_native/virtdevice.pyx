@@ -99,8 +99,7 @@ cdef class SplitDevice(DeviceQueue):
         notes = SplitInflight(inflight, self.size)
         fresh = notes.fresh
         heads = notes.recover(self.used_idx)
-        self.inflight = inflight
-        self.notes = <uint8_t *> pointer_of(inflight)
+        self.keep_notes(inflight)
         self.counter = notes.counter
         if not fresh:
             self.next = <uint16_t> (self.used_idx + len(heads))
@@ -277,8 +276,7 @@ cdef class PackedDevice(DeviceQueue):
         notes = PackedInflight(inflight, self.size)
         fresh = notes.fresh
         self.used, self.used_wrap, entries = notes.recover(self.used, self.used_wrap, self.flags_at)
-        self.inflight = inflight
-        self.notes = <uint8_t *> pointer_of(inflight)
+        self.keep_notes(inflight)
         self.counter = notes.counter
         if fresh:
             return 0

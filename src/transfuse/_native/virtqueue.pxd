@@ -243,6 +243,7 @@ cdef class DeviceQueue:
     cdef int table_desc(self, char *table, uint64_t address, uint32_t index, raw_desc *d) noexcept
     cdef void mark(self, uint64_t address, uint64_t length) noexcept nogil
     cdef int check_memory(self) except -1
+    cdef int keep_notes(self, inflight) except -1
     cdef int start(self, base, inflight) except -1
     cdef object base_value(self)
     cdef bint available(self) noexcept nogil

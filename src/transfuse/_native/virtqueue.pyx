@@ -708,6 +708,16 @@ cdef class DeviceQueue:
         self.faults = faults
         return 0
 
+    cdef int keep_notes(self, inflight) except -1:
+        """Use a part of an inflight region from now on."""
+        view = memoryview(inflight)
+        cdef char *at = pointer_of(view)
+        if <uintptr_t> at % 8:
+            raise RingError("an inflight region that is mapped to no multiple of 8")
+        self.inflight = view
+        self.notes = <uint8_t *> at
+        return 0
+
     cdef void mark(self, uint64_t address, uint64_t length) noexcept nogil:
         mark_pages(self.log_bits, self.log_bytes, address, length)
 

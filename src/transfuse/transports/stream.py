@@ -15,16 +15,16 @@ import errno
 import logging
 import os
 import socket
-import stat
 import struct
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from transfuse.quiet import QuietLog
 from transfuse.transports.base import Channel, Handler, Received, Undelivered, Worker, serve_channel
+from transfuse.transports.listening import identity, listen
 from transfuse.wire.decode import IN_HEADER_SIZE
 from transfuse.wire.encode import Message, RangeReply, encode_error
 from transfuse.wire.layout import Buffer
@@ -47,7 +47,6 @@ SEND_TIMEOUT_S = 60
 """How long a client waits for room in the socket before it takes the server for dead."""
 MAX_CLIENTS = 64
 """Most connections of one listener; further ones are closed at once."""
-BACKLOG = 16
 ACCEPT_AGAIN_S = 0.1
 """How soon accept() is tried again after it failed."""
 
@@ -355,8 +354,8 @@ class StreamListener:
         self._leave = False
         self._complaints = QuietLog(log, "refused connections", time.monotonic)
         self._woken = threading.Event()
-        self._listening = _listen(self.path)
-        self._made = _identity(self.path)
+        self._listening = listen(self.path, socket.SOCK_SEQPACKET)
+        self._made = identity(self.path)
         self._thread = threading.Thread(target=self._accept, name="transfuse-listener", daemon=True)
 
     def leave_file(self) -> None:
@@ -429,7 +428,7 @@ class StreamListener:
         if self._thread.is_alive():
             self._thread.join(10)
         self._listening.close()
-        if not self._leave and _identity(self.path) == self._made:
+        if not self._leave and identity(self.path) == self._made:
             os.unlink(self.path)
         # All at a time: each may have to wait for a filesystem that is at work.
         closing = [threading.Thread(target=server.close) for server in servers]
@@ -446,43 +445,3 @@ class StreamListener:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _identity(path: str) -> Any:
-    """Which file it is, so that only our own is removed."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _listen(path: str) -> socket.socket:
-    """A listening socket at `path`, mode 0600. A file left by a dead server is replaced, any other is EADDRINUSE."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        os.fchmod(sock.fileno(), 0o600)  # bind() makes the file with the socket's own mode
-        try:
-            sock.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_stale(path)
-            sock.bind(path)
-        sock.listen(BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise OSError(errno.EADDRINUSE, "exists and is no socket", path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise OSError(errno.EADDRINUSE, "a server listens there", path)

@@ -643,6 +643,18 @@ def test_a_server_with_other_options_does_not_go_on(serve: Serve, tmp_path: Path
     assert frontend.ask(Opcode.GETATTR, w.GetattrIn()).errno == errno.EIO
 
 
+def test_a_file_that_is_no_state_is_left_alone(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.write_text("precious contents")
+    filesystem = HostDirectory(tmp_path)
+    server = Server(filesystem, VhostUserTransport(tmp_path / "socket", state_path=state))
+    with pytest.raises(OSError, match="no state"):
+        server.start()
+    server.close()
+    filesystem.close()
+    assert state.read_text() == "precious contents"
+
+
 def test_a_filesystem_that_keeps_no_state_is_refused(tmp_path: Path) -> None:
     transport = VhostUserTransport(tmp_path / "socket", state_path=tmp_path / "state")
     server = Server(MemoryFilesystem(), transport)

@@ -17,7 +17,6 @@ from transfuse.transports.vhost_user.socket import (
     check_event_fd,
     check_socket_fd,
     connect,
-    listen,
 )
 
 
@@ -217,23 +216,22 @@ def test_a_channel_is_a_unix_stream_socket() -> None:
     os.close(write)
 
 
-def test_a_socket_file_is_for_its_owner_and_replaces_a_dead_one(tmp_path) -> None:
-    path = str(tmp_path / "s")
-    listening = listen(path)
-    assert os.stat(path).st_mode & 0o777 == 0o600
-    with pytest.raises(OSError, match="a server listens there"):
-        listen(path)
-    listening.accept()[0].close()
-    listening.close()
-    with listen(path) as second:
-        client = connect(path)
-        second.accept()[0].close()
-        client.close()
+def test_connecting_is_to_a_path(tmp_path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen(1)
+        connected = connect(tmp_path / "s")
+        listening.accept()[0].close()
+        assert connected.receive() is None
+        assert connected.gone()
+        connected.close()
+    with pytest.raises(ConnectionRefusedError):
+        connect(tmp_path / "s")
 
 
-def test_another_kind_of_file_is_not_replaced(tmp_path) -> None:
-    path = tmp_path / "s"
-    path.write_text("precious")
-    with pytest.raises(OSError, match="is no socket"):
-        listen(str(path))
-    assert path.read_text() == "precious"
+def test_a_peer_that_has_not_hung_up_is_there(pair) -> None:
+    left, ours = pair
+    assert not ours.gone()
+    left.sendall(b"x")
+    left.close()
+    assert not ours.gone()  # there is something to read first

@@ -153,13 +153,13 @@ def _check_socket(fd: int) -> None:
 
 def make_socket(service: Service) -> socket.socket:
     """The socket, listening unless it was inherited connected. CommandError if it cannot be had."""
-    from transfuse.transports.vhost_user.socket import listen
+    from transfuse.transports.listening import listen
 
     args = service.args
     if service.place.startswith(INHERITED):
         return socket.socket(fileno=args.fd)
     try:
-        sock = listen(service.place)
+        sock = listen(service.place, socket.SOCK_STREAM)
     except OSError as error:
         why = error.strerror or str(error)
         raise CommandError(f"vhost-user:{service.place}", why, "name a path where a socket can be made") from error

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from transfuse.errors import ProtocolError
 from transfuse.quiet import QuietLog
 from transfuse.transports.base import Channel, Handler, Undelivered
+from transfuse.transports.listening import identity, listen
 from transfuse.transports.vhost_user.config import (
     MAX_QUEUES,
     check_tag,
@@ -35,7 +36,7 @@ from transfuse.transports.vhost_user.config import (
 from transfuse.transports.vhost_user.device import Device, Identity
 from transfuse.transports.vhost_user.engine import QueueEngine, ServedSession
 from transfuse.transports.vhost_user.messages import REPLY
-from transfuse.transports.vhost_user.socket import MessageSocket, listen
+from transfuse.transports.vhost_user.socket import MessageSocket
 from transfuse.transports.vhost_user.state import StateFile
 from transfuse.transports.vhost_user.transfer import StateTransfer
 from transfuse.transports.virtqueue import DirtyLog
@@ -130,6 +131,8 @@ class VhostUserTransport:
         self._talking: MessageSocket | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._state: StateFile | None = None
+        self._keeping = False
+        """The state file is ours to write: it was read."""
         self._path: str | None = None
         self._listening: socket.socket | None = None
         self._connected: socket.socket | None = None
@@ -149,8 +152,8 @@ class VhostUserTransport:
     def _open(self, where: str | os.PathLike[str] | socket.socket, mode: int) -> None:
         if not isinstance(where, socket.socket):
             self._path = os.path.abspath(where)
-            self._listening = listen(self._path, mode)
-            self._made = _identity(self._path)
+            self._listening = listen(self._path, socket.SOCK_STREAM, mode)
+            self._made = identity(self._path)
             return
         if where.family != socket.AF_UNIX or where.type != socket.SOCK_STREAM:
             raise ValueError(f"{where!r} is no Unix socket of type SOCK_STREAM")
@@ -237,6 +240,7 @@ class VhostUserTransport:
             self._save(session, state, False)
 
         session.on_ended = ended
+        self._keeping = True
         self._save(session, state, False)
 
     @staticmethod
@@ -378,7 +382,8 @@ class VhostUserTransport:
     def _keep(self) -> None:
         """Nothing is served any more: write down all of the session, for the next server."""
         session = self._session
-        if session is not None and session.on_ended is not None and self._state is not None:
+        if session is not None and self._keeping and self._state is not None:
+            self._keeping = False
             session.on_started = session.on_ended = None
             self._save(session, self._state, True)
 
@@ -386,7 +391,7 @@ class VhostUserTransport:
         for sock in (self._listening, self._connected):
             if sock is not None:
                 sock.close()
-        if self._path is not None and self._listening is not None and _identity(self._path) == self._made:
+        if self._path is not None and self._listening is not None and identity(self._path) == self._made:
             os.unlink(self._path)
         self._listening = self._connected = None
         if self._state is not None:
@@ -394,12 +399,3 @@ class VhostUserTransport:
             self._state = None
         os.close(self._wake)
         self._complaints.end()
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """Which file it is, so that only our own is removed."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino

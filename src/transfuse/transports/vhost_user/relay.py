@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Self
 
 from transfuse.errors import ProtocolError, RemoteProtocolError
+from transfuse.transports.listening import identity, listen
 from transfuse.transports.vhost_user.messages import (
     FRONTEND_REQUESTS,
     NEED_REPLY,
@@ -38,7 +39,7 @@ from transfuse.transports.vhost_user.messages import (
     ProtocolFeature,
     VringState,
 )
-from transfuse.transports.vhost_user.socket import Fds, MessageSocket, Received, connect, listen
+from transfuse.transports.vhost_user.socket import Fds, MessageSocket, Received, connect
 
 __all__ = ["Relay"]
 
@@ -150,7 +151,8 @@ class Relay:
             self._listening = front
         else:
             self._path = os.path.abspath(front)
-            self._listening = listen(self._path)
+            self._listening = listen(self._path, socket.SOCK_STREAM)
+            self._made = identity(self._path)
         self._back_path = os.path.abspath(back)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._closing = False
@@ -180,9 +182,8 @@ class Relay:
         if self._thread.is_alive():
             self._thread.join(10)
         self._listening.close()
-        if self._path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+        if self._path is not None and identity(self._path) == self._made:
+            os.unlink(self._path)
         os.close(self._wake)
 
     def __enter__(self) -> Self:

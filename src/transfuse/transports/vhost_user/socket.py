@@ -28,12 +28,11 @@ from transfuse.transports.vhost_user.messages import (
     Header,
 )
 
-__all__ = ["Fds", "MessageSocket", "Received", "check_event_fd", "check_socket_fd", "connect", "listen"]
+__all__ = ["Fds", "MessageSocket", "Received", "check_event_fd", "check_socket_fd", "connect"]
 
 _FD_ROOM = socket.CMSG_SPACE((MAX_FDS + 1) * array.array("i").itemsize)
 """For one fd more than belongs, so that too many are told from enough."""
 KNOWN_FLAGS = 3 | REPLY | NEED_REPLY
-BACKLOG = 16
 
 
 class Fds:
@@ -262,34 +261,3 @@ def connect(path: str | bytes | os.PathLike[str]) -> MessageSocket:
     except BaseException:
         sock.close()
         raise
-
-
-def listen(path: str, mode: int = 0o600) -> socket.socket:
-    """A listening socket file with this mode. A file left by a dead server is replaced, any other is EADDRINUSE."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.fchmod(sock.fileno(), mode)  # bind() makes the file with the socket's own mode, less the umask
-        try:
-            sock.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_stale(path)
-            sock.bind(path)
-        sock.listen(BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise OSError(errno.EADDRINUSE, "exists and is no socket", path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise OSError(errno.EADDRINUSE, "a server listens there", path)
