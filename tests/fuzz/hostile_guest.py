@@ -117,13 +117,14 @@ class HostileGuest:
 
     def good_guest(self) -> None:
         """A well-behaved guest on a fresh connection."""
+        (self.share / "stays").write_bytes(b"data" * 1000)  # whatever the other did to it, which was its right
         with RawFrontend(self.socket, packed=self.packed) as guest:
             guest.handshake()
             guest.begin()
             guest.init()
-            nodeid = guest.lookup(b"x").struct(w.EntryOut).nodeid
+            nodeid = guest.lookup(b"stays").struct(w.EntryOut).nodeid
             fh = guest.open(nodeid, os.O_RDONLY)
-            assert len(guest.read(nodeid, fh, 4000).body) == (self.share / "x").stat().st_size % 4001
+            assert guest.read(nodeid, fh, 5000).body == b"data" * 1000
             guest.forget(nodeid)
 
     def close(self) -> None:
