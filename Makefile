@@ -1,7 +1,7 @@
 # Everything a fresh Debian or Ubuntu machine with Python needs is made by these targets themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench lint dev clean
+.PHONY: help demo test soak bench coverage lint dev clean
 ARGS ?=
 
 help: ## this list
@@ -22,6 +22,9 @@ soak: dev ## the long tests (random operations, load) with a new seed
 
 bench: dev ## compare with the native filesystem and other servers; writes docs/benchmarks.md
 	@.venv/bin/python -m bench $(ARGS)
+
+coverage: dev ## what the tests without interop reach in the plain form, with a floor
+	@TRANSFUSE_NATIVE=0 .venv/bin/python -m pytest -q -m "not interop" -n auto --cov --cov-report=term $(ARGS)
 
 lint: ## ruff and mypy --strict
 	@PYTHON="$(PYTHON)" tools/bootstrap.sh test
